@@ -90,7 +90,7 @@ def efficientnet_lite0(pretrained: bool = True, size: int = 224) -> Encoder:
     model._fc = nn.Identity()
     return Encoder(model, size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # trained on (x - 127) / 128 of 8-bit pixels
 
-# %% ../nbs/02_encoders.ipynb #195acabb
+# %% ../nbs/02_encoders.ipynb #2f51e7b0
 def small_cnn(in_channels: int = 1, width: int = 32) -> Encoder:
     "Four convolutions, the image halved at the first and the third, pooled to 4 * width features; random weights."
     def block(c_in, c_out, stride):

@@ -7,7 +7,7 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'ENCODERS', 'D
            'TABLE5', 'SCALES', 'SEEDS', 'TABLE5_FULL', 'complete', 'run_folder', 'write_json', 'current_commit',
            'environment', 'held', 'cached_encoder', 'weights_checksum', 'reference_stats', 'build', 'train_run',
            'sample_seeds', 'evaluate', 'distances', 'run', 'stages', 'run_chain', 'steps_done', 'run_many',
-           'table5_settings', 'resolve_scale', 'results_frame', 'training_log']
+           'table5_settings', 'resolve_scale', 'Request', 'check_request', 'results_frame', 'publish', 'training_log']
 
 # %% ../nbs/15_experiments.ipynb #e39b5895
 import difflib
@@ -24,6 +24,7 @@ from copy import deepcopy
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -46,7 +47,7 @@ PROCESSES = {"edm": EDM, "lvp": LVP, "ddpm": DDPM}
 NETWORKS = {"unet": UNet}
 STRUCTURES = {"pairs": StructuralLoss, "features": FeatureLoss}  # Eq. 6, and the per-image control
 TIME_WEIGHTS = {"signal": signal_weight, "constant": constant_weight}
-ENCODERS = {"small_cnn": small_cnn, "efficientnet_lite0": partial(efficientnet_lite0, size=48)}  # 48: three times the embedded images' side
+ENCODERS = {"small_cnn": small_cnn, "efficientnet_lite0": partial(efficientnet_lite0, size=64)}  # the smallest size at which its features are alive, see nbs/02
 
 DEFAULTS = dict(
     data="fashion16", process="edm", network="unet",
@@ -267,24 +268,23 @@ def steps_done(folders: dict) -> int:  # {folder: (first step, last step)} -> tr
 
 def run_many(experiments: list[dict],  # settings of each, differences from DEFAULTS
              runs: Path = "_runs",
-             workers: int = 1,         # processes; with more than one each gets its own core
+             workers: int | None = None,  # processes, each on its own core; None: one for every core, or one in all where a run uses a GPU
             ) -> list[dict]:           # results in the order asked for
     "Run experiments in parallel, with one progress bar over all training steps. Interrupted, it goes on next time."
-    for settings in experiments: complete(settings)  # refuse bad settings before any work
+    experiments = [complete(settings) for settings in experiments]  # refuses bad settings before any work
+    if workers is None: workers = 1 if torch.cuda.is_available() else os.cpu_count()
     if workers == 1: return [run(settings, runs) for settings in tqdm(experiments, desc="experiments")]
     chains, folders = {}, {}
     for settings in experiments:
-        settings_ = {**DEFAULTS, **settings}
-        data = load_data(settings_["data"], "train")
-        path, begin = stages(settings_, data, runs), 0
+        path, begin = stages(settings, load_data(settings["data"], "train"), runs), 0
         chains.setdefault(path[0], []).append(settings)
-        for folder, (_, steps) in zip(path, settings_["phases"]):
+        for folder, (_, steps) in zip(path, settings["phases"]):
             folders[folder] = (begin, begin + steps)
             begin += steps
     environ, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE"), "1"  # the workers' bars; this process shows one for all
     bar = tqdm(total=sum(end - begin for begin, end in folders.values()), initial=steps_done(folders), desc="training steps", disable=False)
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(workers, len(chains)), mp_context=multiprocessing.get_context("spawn")) as pool:
             jobs = [pool.submit(run_chain, chain, runs) for chain in chains.values()]
             try:
                 while not all(job.done() for job in jobs):
@@ -351,6 +351,37 @@ def resolve_scale(scale: str) -> str:
     ready = torch.cuda.is_available() and all(there(table5_settings("sat", "full", data=column)) for column in TABLE5_FULL)
     return "full" if ready else "quick"
 
+
+class Request(NamedTuple):
+    "What a notebook of `reproduce/` was asked for, checked."
+    scale: str
+    seeds: list
+    rows: list
+    runs: Path
+
+
+def check_request(table: dict,               # the rows there are, e.g. TABLE5
+                  scale: str,                # auto, smoke, quick, study or full
+                  seeds: str | list = "",    # "0,1,2" or [0, 1, 2]; empty: the scale's own
+                  rows: str | list = "",     # "ddpm,sg" or a list; empty: all
+                  runs: str | Path = "",     # folder; empty: _runs in the repository
+                  unknown: set = frozenset(),  # names a parameter cell should not have defined
+                 ) -> Request:
+    "Check a notebook's parameters before any work. papermill only warns of a misspelt name: give the surplus names as `unknown`."
+    unknown = sorted(name for name in unknown if not name.startswith("_"))
+    if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; the parameters are scale, seeds, rows, runs")
+    if scale not in ("auto", *SCALES, "full"): raise ValueError(f"scale must be one of auto, {', '.join(SCALES)}, full, got {scale!r}")
+    scale, split = resolve_scale(scale), lambda v: [part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else list(v if isinstance(v, (list, tuple)) else [v])
+    rows = split(rows) or list(table)
+    for row in rows:
+        if row not in table: raise ValueError(f"unknown row {row!r}; the rows are {', '.join(table)}")
+    try: seeds = [int(seed) for seed in split(seeds)] or list(SEEDS[scale])
+    except ValueError: raise ValueError(f"seeds must be whole numbers like 0,1,2, got {seeds!r}") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds): raise ValueError(f"seeds must be different numbers from 0 on, got {seeds}")
+    runs = Path(runs) if str(runs) else root() / "_runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    return Request(scale, seeds, rows, runs)
+
 # %% ../nbs/15_experiments.ipynb #aa727644
 def results_frame(results: list[dict],  # of `run`
                   rows: list[str],      # the row each belongs to
@@ -361,6 +392,16 @@ def results_frame(results: list[dict],  # of `run`
                   fd_discriminator=r["fd_discriminator"], fd_independent=r["fd_independent"], n_samples=r["n_samples"], nfe=r["nfe"], seconds=r["seconds"],
                   commit=r["environment"]["commit"], run=Path(r["folder"]).name) for row, r in zip(rows, results)]
     return pd.DataFrame(lines)
+
+
+def publish(frame: pd.DataFrame, path: Path) -> None:
+    "Write a study's results where they are committed. A file that holds other seeds or rows than these is never narrowed."
+    if path.exists():
+        old = pd.read_csv(path)
+        lost = set(zip(old["row"], old["seed"])) - set(zip(frame["row"], frame["seed"]))
+        if lost: raise ValueError(f"{path} holds {len(lost)} results that these do not (e.g. {sorted(lost)[0]}); run all rows and seeds, or move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False, float_format="%.6g")
 
 
 def training_log(results: list[dict], rows: list[str]) -> pd.DataFrame:

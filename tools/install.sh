@@ -9,7 +9,7 @@ extra=${1:-dev}
 venv=${VENV:-.venv}
 cpu_index=https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-quiet=(); [ -t 1 ] || quiet=(--quiet)  # progress bars are for people
+quiet=; [ -t 1 ] || quiet=--quiet  # progress bars are for people
 
 say() { echo "install: $*"; }
 die() { say "$*" >&2; exit 1; }
@@ -53,27 +53,27 @@ then
     say "keeping the torch that is there"
 else
     pins=$(grep -E '^(torch|torchvision)==' constraints.txt)
-    from=()
+    from=
     if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
         # One short try; `timeout` because looking up a name has no time limit of its own.
         if timeout 8 "$python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5).read(1)' \
                 "$cpu_index/torch/" 2>/dev/null; then
             # --no-deps: that index holds old copies of the other packages; step 4 takes those from PyPI.
-            from=(--index-url "$cpu_index" --no-deps)
+            from="--index-url $cpu_index --no-deps"
             say "no NVIDIA GPU here: taking torch from $cpu_index"
         else
             say "no NVIDIA GPU here, but $cpu_index does not answer: taking PyPI's torch (with CUDA, about 3 GB to download)"
         fi
     fi
-    # shellcheck disable=SC2086  # two pins, two words
-    "$python" -m pip install "${quiet[@]}" "${from[@]}" -c constraints.txt $pins
+    # Unquoted: several words or none (macOS has a bash that fails on empty arrays).
+    "$python" -m pip install $quiet $from -c constraints.txt $pins
 fi
 
 # 4. The rest, at the tested versions. The pins of torch are left out, so that a torch kept
 #    in step 3 stays.
 say "installing sadm[$extra] and what it needs"
 grep -vE '^(torch|torchvision)==' constraints.txt > "$venv/constraints.txt"
-"$python" -m pip install "${quiet[@]}" -c "$venv/constraints.txt" -e ".[$extra]"
+"$python" -m pip install $quiet -c "$venv/constraints.txt" -e ".[$extra]"
 
 echo "$key" > "$stamp"
 say "done in $((SECONDS - start)) s: $("$python" -c 'import torch; print("torch", torch.__version__)')"
