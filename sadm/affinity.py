@@ -26,7 +26,7 @@ def cosine_relation(features: Tensor,  # (B, D)
 
 def inner_relation(features: Tensor,  # (B, D)
                   ) -> Tensor:        # (B, B)
-    "Inner product over D: a control, the one relation without a Jensen gap for linear features (nbs/13_joint)."
+    "Inner product over D: a control, the one relation without a Jensen gap for linear features of independent images."
     features = at_least_float32(features)
     return features @ features.T / features.shape[1]
 
@@ -61,7 +61,7 @@ def affinity(features: Tensor,          # (B, D) features of a batch, D is whate
     "Eq. 5: the affinity matrix of a batch."
     if relation not in RELATIONS: raise ValueError(f"relation must be one of {', '.join(RELATIONS)}, got {relation!r}")
     if features.ndim != 2: raise ValueError(f"features must have shape (B, D), got {tuple(features.shape)}")
-    return RELATIONS[relation](features)
+    with torch.autocast(features.device.type, enabled=False): return RELATIONS[relation](features)  # a caller's autocast would multiply in bfloat16
 
 # %% ../nbs/01_affinity.ipynb #4a52d1ee
 def l2_distance(M, N, W): return (W * (M - N).square()).mean()

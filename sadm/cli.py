@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 0, or 1 if the n
     runs = Path(given.get("runs") or root() / "_runs").resolve()
     runs.mkdir(parents=True, exist_ok=True)
     given["runs"] = str(runs)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")  # tqdm's hint at ipywidgets: text bars are what a terminal wants
     executed = runs / f"{source.stem}-{given.get('scale', 'auto')}.ipynb"
     try:
         papermill.execute_notebook(str(source), str(executed), parameters=given, kernel_name="python3", progress_bar=False, log_output=False,

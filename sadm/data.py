@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FASHION_MNIST', 'IDX_NAMES', 'DATASETS', 'root', 'ImageData', 'content_checksum', 'image_data', 'read_idx',
-           'fashion_mnist', 'download_fashion_mnist', 'to_fashion16', 'fashion16', 'load_data', 'seed_of',
-           'epoch_order', 'batch_indices']
+           'fashion_mnist', 'download_fashion_mnist', 'to_fashion16', 'fashion16', 'first_images', 'load_data',
+           'seed_of', 'epoch_order', 'batch_indices']
 
 # %% ../nbs/09_data.ipynb #4865aa8e
 import gzip
 import hashlib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ def root() -> Path:
     raise FileNotFoundError(f"no sadm repository found above {here} or {Path.cwd()}: clone it, and run from inside or install it with `pip install -e .`")
 
 # %% ../nbs/09_data.ipynb #50856d26
-class ImageData(NamedTuple):
+@dataclass(frozen=True)
+class ImageData:
     "A split of a data set in memory."
     name: str       # e.g. fashion16-train
     images: Tensor  # (N, C, H, W) uint8
@@ -109,6 +110,13 @@ def fashion16(split: str = "train",      # train (10,000 images) or test (5,000)
     return image_data(f"fashion16-{split}", images, labels)
 
 # %% ../nbs/09_data.ipynb #82230a42
+def first_images(data: ImageData, n: int | None) -> ImageData:
+    "The first `n` images of a split as a split of its own (with its own checksum); all of them if None."
+    if n is None: return data
+    if not 0 < n <= len(data): raise ValueError(f"{data.name} has {len(data)} images, asked for {n}")
+    return ImageData(f"{data.name}-first{n}", data.images[:n], data.labels[:n], content_checksum(data.images[:n], data.labels[:n]))
+
+# %% ../nbs/09_data.ipynb #eb188751
 DATASETS = {"fashion16": fashion16, "fashion_mnist": fashion_mnist}  # name -> function of the split
 
 
@@ -117,9 +125,9 @@ def load_data(name: str, split: str = "train") -> ImageData:
     if name not in DATASETS: raise ValueError(f"data set {name!r} is not there yet; there are {', '.join(DATASETS)}")
     return DATASETS[name](split)
 
-# %% ../nbs/09_data.ipynb #e923ae88
+# %% ../nbs/09_data.ipynb #93ae29e5
 def seed_of(*numbers: int) -> int:
-    "A 63-bit seed from small non-negative integers, e.g. seed_of(run_seed, step); stable over processes, platforms and versions."
+    "A 63-bit seed from small non-negative integers, e.g. seed_of(run_seed, step); stable over processes, platforms and versions. Trailing zeros do not count."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -92,9 +92,11 @@ class StructuralLoss(nn.Module):
         return -self.compare(real, fake, omega_t, group)
 
 
+# %% ../nbs/03_discriminator.ipynb #a12c3731
 class FeatureLoss(StructuralLoss):
     """A control, not in the paper: omega_t times the squared distance of *each* image's features to its own, at unit length.
-    Same encoder, same weight, no pairs: what it gains is a perceptual loss's gain, not structure's."""
+    Same encoder, same omega, no pairs: what it gains is a perceptual loss's gain, not structure's. Equal omega is not equal strength:
+    `sadm.experiments.push` measures how hard each term pulls at the denoiser."""
     def compare(self, real, fake, omega_t, group):  # (B, D), (B, D), (B,), ignored -> scalar
         real, fake = (F.normalize(at_least_float32(f), dim=1) for f in (real, fake))
         return (omega_t * (real - fake).square().sum(1)).mean()

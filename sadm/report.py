@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TESTED', 'name_cells', 'by_seed', 'paired_differences', 'smallest_detectable', 'paired_test', 'holm', 'verdict',
-           'compare', 'paper_table', 'relative_effect', 'beside', 'show_grid', 'row_colors', 'plot_differences',
-           'plot_curves']
+           'compare', 'compare_pairs', 'paper_table', 'relative_effect', 'beside', 'show_grid', 'row_colors',
+           'plot_differences', 'plot_curves']
 
 # %% ../nbs/16_report.ipynb #f130994a
 import math
@@ -132,7 +132,24 @@ def compare(results: pd.DataFrame,  # one line per row and seed: columns `row`, 
     words = [verdict(line) if line["row"] in rows else "baseline" if line["row"] == baseline else "not compared" for _, line in lines.iterrows()]
     return lines[["row", "mean", "sd", "n", *TESTED[:4], "p_holm", *TESTED[4:], "margin", "alpha"]].assign(verdict=words)
 
-# %% ../nbs/16_report.ipynb #0ef3c6c4
+# %% ../nbs/16_report.ipynb #04a0b11d
+def compare_pairs(results: pd.DataFrame,   # as for `compare`
+                  metric: str,
+                  pairs: Sequence[tuple],  # (row, baseline) of each comparison; corrected together
+                  margin: float = 0.1, alpha: float = 0.05,  # as for `compare`
+                 ) -> pd.DataFrame:        # a line per pair: row, baseline, mean, n, TESTED, p_holm, margin, alpha, verdict
+    "Chosen pairs of rows, paired by seed; Holm's correction runs over all of them."
+    def line(row, baseline):
+        both = results[results["row"].isin([row, baseline])]
+        seeds, values = paired_differences(both, metric, baseline).index, by_seed(both, metric)
+        if row not in values: raise ValueError(f"row must be one of {', '.join(results['row'].unique())}, got {row!r}")
+        a, b = values.loc[seeds, row], values.loc[seeds, baseline]
+        return dict(row=row, baseline=baseline, mean=a.mean(), n=len(a), **paired_test(a, b, margin, alpha, len(pairs)))
+    frame = pd.DataFrame([line(*pair) for pair in pairs]).assign(margin=margin, alpha=alpha)
+    frame["p_holm"] = holm(frame["p"])
+    return frame.assign(verdict=[verdict(line) for _, line in frame.iterrows()])
+
+# %% ../nbs/16_report.ipynb #315816df
 def paper_table(paper: pd.DataFrame,        # tidy: columns table, row, column, metric, dataset, value, unit, source
                 table: int,                 # the paper's number
                 metric: str | None = None,  # only this metric's columns, e.g. "fid"; all of them if None
@@ -156,7 +173,7 @@ def relative_effect(paper: pd.DataFrame,     # tidy, as above
     if baseline not in values.index: raise ValueError(f"baseline must be one of {', '.join(values.index)}, got {baseline!r}")
     return 100 * (values.drop(index=baseline) / values.loc[baseline] - 1)
 
-# %% ../nbs/16_report.ipynb #d23a7fa8
+# %% ../nbs/16_report.ipynb #2538d965
 def beside(paper: pd.DataFrame,            # rows (index) x columns of numbers, from `paper_table`
            ours: dict[str, pd.DataFrame],  # header that names the scale -> frame with row, mean, sd, n, from `compare`
            rows: Sequence[str] | None = None,  # which rows, in which order; the paper's, then ours, if None
@@ -172,7 +189,7 @@ def beside(paper: pd.DataFrame,            # rows (index) x columns of numbers, 
         table[header] = [lines.get(row, "not run") for row in rows]
     return table.rename_axis(index="row", columns=None)
 
-# %% ../nbs/16_report.ipynb #2538d965
+# %% ../nbs/16_report.ipynb #5ccf307b
 def show_grid(images,              # (N, C, H, W) uint8 tensor or array, C 1 or 3
               columns: int = 10,   # images per line
               ax: plt.Axes | None = None,
@@ -195,7 +212,7 @@ def show_grid(images,              # (N, C, H, W) uint8 tensor or array, C 1 or 
     if title: ax.set_title(title, fontsize=10)
     return ax
 
-# %% ../nbs/16_report.ipynb #1d5f571b
+# %% ../nbs/16_report.ipynb #9d1d2661
 def row_colors(rows: Sequence[str]) -> dict[str, tuple]:  # row -> RGB
     "A colour for each row from a colour-blind-safe palette, the same in every figure that lists the rows in the same order."
     names = list(dict.fromkeys(rows))
@@ -223,7 +240,7 @@ def plot_differences(comparison: pd.DataFrame,  # from `compare`
     ax.legend(loc="best", fontsize=8)
     return ax
 
-# %% ../nbs/16_report.ipynb #9dc80ea0
+# %% ../nbs/16_report.ipynb #eae3d744
 def plot_curves(log: pd.DataFrame,  # columns run, row, seed, images (training images seen) and metrics; lines where a metric was not measured hold NaN
                 metric: str,        # column to draw
                 ax: plt.Axes | None = None,

@@ -43,6 +43,8 @@ def heun(denoiser: Denoiser,
     "Heun's second-order sampler of the probability-flow ODE (Karras et al. 2022, Alg. 1)."
     process, nfe = denoiser.process, 0
     sigmas = karras_sigmas() if sigmas is None else sigmas
+    if process.discrete:  # only the process's own levels can be asked for; the final 0 stays
+        sigmas = torch.cat([process.noise_to_signal(process.time(sigmas[:-1])).unique().flip(0), sigmas[-1:]])
     x = noise.double() * sigmas[0]
 
     def slope(x, sigma):  # d x / d sigma
@@ -59,7 +61,7 @@ def heun(denoiser: Denoiser,
 
 # %% ../nbs/06_samplers.ipynb #700bc476
 def sample(denoiser: Denoiser,
-           seeds: list[int],              # one per image; the image depends on nothing else
+           seeds: list[int],              # one per image; its noise depends on nothing else
            shape: tuple,                  # (C, H, W)
            sigmas: Tensor | None = None,  # noise levels, `karras_sigmas()` if None
            labels: Tensor | None = None,  # (len(seeds),) classes

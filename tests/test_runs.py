@@ -1,0 +1,167 @@
+"""What cannot be a notebook cell: killed processes, several processes, the notebooks of reproduce/ as a user starts them."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sadm.experiments import TABLE5, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages
+from sadm.data import load_data
+from sadm.training import load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = Path(sys.executable).parent
+TINY = dict(network_kwargs=dict(model_channels=16, channel_mult=[1, 2], attn_resolutions=[8], patch_size=2), batch_size=16, warmup=50, encoder_steps=5,
+            n_samples=16, n_reference=100, sampler_steps=3, independent_encoder="small_cnn")
+
+
+def in_process(settings, runs):
+    "`run(settings, runs)` in a process of its own."
+    code = f"from sadm.experiments import run; run({settings!r}, {str(runs)!r})"
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
+
+
+def tensors(value):
+    "All tensors in nested containers, in order."
+    if isinstance(value, torch.Tensor): yield value
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str): yield from tensors(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value: yield from tensors(item)
+
+
+def test_killed_at_a_random_step_and_called_again_gives_the_same_bits(tmp_path):
+    "SIGKILL in the adversarial phase, whose state is the largest: both networks, the average, both optimizers."
+    settings = complete({**TINY, "phases": [["sg", 20], ["sat", 400]]})
+    folder = lambda runs: run_folder(settings, load_data("fashion16"), runs)
+    run(settings, tmp_path / "whole")
+    target, killed = random.SystemRandom().randint(221, 380), tmp_path / "killed"  # after the phase's first checkpoint (step 200), well before its end
+    process, log = in_process(settings, killed), folder(killed) / "metrics.jsonl"
+    wait_until = time.time() + 300
+    while not (log.exists() and f'"step": {target // 20 * 20},' in log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.time() < wait_until, f"the run did not get to step {target}"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert load_checkpoint(folder(killed) / "last.pt")["step"] == 200, f"killed near step {target}"
+    assert not (folder(killed) / "result.json").exists()
+    (folder(killed) / "ema.writing").write_bytes(b"half a file")  # what a kill while the weights are written leaves behind
+    run(settings, killed)
+    first, second = (list(tensors(load_checkpoint(folder(runs) / "last.pt"))) for runs in (tmp_path / "whole", killed))
+    assert len(first) == len(second) > 100 and all(torch.equal(a, b) for a, b in zip(first, second))
+    first, second = (load_file(folder(runs) / "ema.safetensors") for runs in (tmp_path / "whole", killed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    results = [json.loads((folder(runs) / "result.json").read_text()) for runs in (tmp_path / "whole", killed)]
+    assert results[0]["fd_discriminator"] == results[1]["fd_discriminator"]
+
+
+def test_a_second_process_on_the_same_run_says_who_has_it(tmp_path):
+    settings = complete({**TINY, "phases": [["plain", 3]]})
+    folder = run_folder(settings, load_data("fashion16"), tmp_path)
+    lock = held(folder, wait=False)
+    process = in_process(settings, tmp_path)
+    _, error = process.communicate(timeout=120)
+    lock.release()
+    assert process.returncode and "is in use by" in error and f'"pid": {os.getpid()}' in error
+
+
+def test_two_workers_give_what_one_gives(tmp_path):
+    experiments = [{**TINY, "seed": seed, "phases": phases} for seed in (0, 1) for phases in ([["plain", 3]], [["sg", 2], ["plain", 2]], [["sg", 2], ["sat", 2]])]
+    one, two = run_many(experiments, tmp_path / "one", workers=1), run_many(experiments, tmp_path / "two", workers=2)
+    assert [r["fd_discriminator"] for r in one] == [r["fd_discriminator"] for r in two]
+    assert [Path(r["folder"]).name for r in one] == [Path(r["folder"]).name for r in two]
+
+
+def test_a_failing_worker_stops_everything_with_its_own_error(tmp_path):
+    settings = complete({**TINY, "phases": [["plain", 3]]})
+    folder = stages(settings, load_data("fashion16"), tmp_path)[0]
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        run_many([settings, {**settings, "seed": 1}], tmp_path, workers=2)
+    assert (folder / "last.pt").read_bytes() == b"no checkpoint", "nothing is deleted"
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    "The `sadm` command on Table 5, from another folder: folder of the runs, what it printed, its status."
+    runs = tmp_path_factory.mktemp("smoke")
+    done = subprocess.run([TOOL / "sadm", "table5", "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
+    return runs, done.stdout, done
+
+
+def test_table5_smoke_runs_every_stage(smoke):
+    runs, said, done = smoke
+    assert done.returncode == 0, said + done.stderr
+    for row in TABLE5: assert re.search(rf"^{row} ", said, re.M), f"row {row} is not in the printed table"
+    assert "3.17" in said and "table5-smoke.csv" in said
+    results = [json.loads(path.read_text()) for path in runs.glob("fashion16-*/result.json")]
+    assert len(results) == len(TABLE5)
+    for result in results:
+        for made in (result["evaluated"], *result["trained"]): assert made["commit"] and made["data_checksum"] == load_data("fashion16").checksum
+        assert 0 < result["fd_independent"] < 1e6 and 0 < result["fd_discriminator"] < 1e6 and result["nfe"] == 5
+    executed = json.loads((runs / "table5-smoke.ipynb").read_text())
+    images = sum("image/png" in output.get("data", {}) for cell in executed["cells"] for output in cell.get("outputs", []))
+    assert images >= 2, "sample grids and curves"
+
+
+def test_raw_papermill_from_elsewhere_finds_the_kept_results(smoke, tmp_path):
+    runs, *_ = smoke
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result.json")}
+    command = [TOOL / "papermill", ROOT / "reproduce/table5.ipynb", tmp_path / "out.ipynb", "-p", "scale", "smoke", "-p", "runs", str(runs), "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result.json")}
+
+
+@pytest.mark.parametrize("options, answer", [
+    (["-p", "scael", "smoke"], "unknown parameter scael; the parameters are scale, seeds, rows, runs"),
+    (["-p", "scale", "smok"], "auto, smoke, quick, study, full"),
+    (["-p", "scale", "smoke", "-p", "rows", "ddpm,sadm"], "unknown row 'sadm'; the rows are ddpm, sg, sat"),
+    (["-p", "scale", "full"], "Table 5, row ddpm, cifar10, cannot run at scale full: data set 'cifar10' is not there yet"),
+], ids=["name", "scale", "row", "full"])
+def test_papermill_misuse_stops_before_any_work(options, answer, tmp_path):
+    command = [TOOL / "papermill", ROOT / "reproduce/table5.ipynb", tmp_path / "out.ipynb", "-p", "runs", str(tmp_path / "runs"), "--no-progress-bar", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and answer in done.stderr
+    assert not list(tmp_path.glob("runs/fashion16*"))
+
+
+def test_the_command_refuses_a_misspelt_option():
+    done = subprocess.run([TOOL / "sadm", "table5", "--sacle", "smoke"], capture_output=True, text=True)
+    assert done.returncode and "--sacle" in done.stderr and "--scale" in done.stderr
+
+
+def test_code_that_continues_a_run_is_recorded(tmp_path):
+    settings = complete({**TINY, "phases": [["plain", 3]]})
+    folder = run_folder(settings, load_data("fashion16"), tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text(json.dumps([{"commit": "abc", "code": "0123abcd4567"}]))
+    result = run(settings, tmp_path)
+    line, = results_frame([result], ["ddpm"], "smoke").to_dict("records")
+    assert line["code"].split(" ") == sorted(["0123abcd4567", code_checksum()]) and "abc" in line["commit"]
+
+
+def test_the_readme_shows_what_the_committed_results_say():
+    "The index, executed again, prints what it carries: the study's table and verdicts cannot go stale."
+    import nbformat
+    from nbclient import NotebookClient
+    stored = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
+    fresh = NotebookClient(nbformat.read(ROOT / "nbs/index.ipynb", as_version=4), kernel_name="python3", resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
+    text = lambda nb: ["".join(o.get("text", "") for o in c.get("outputs", []) if o.get("name") == "stdout") for c in nb.cells if c.cell_type == "code"]
+    assert text(stored) == text(fresh) and any("seeds" in t for t in text(stored))
+
+
+def test_the_loop_in_the_readme_runs_as_it_stands():
+    block, = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "StructuralLoss" in b]
+    subprocess.run([sys.executable, "-c", block + "\nassert torch.isfinite(loss)"], check=True)
