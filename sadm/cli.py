@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 0, or 1 if the n
     "The `sadm` command: run a notebook through papermill; its output streams to the terminal, the executed copy stays beside the runs."
     import papermill
     from papermill.exceptions import PapermillExecutionError
-    given = {name: value for name, value in vars(parser().parse_args(argv)).items() if value is not None}
-    source = notebooks()[given.pop("notebook")]
+    given, surplus = parser().parse_known_args(argv)
+    name, options = given.notebook, [f"--{option}" for option in vars(given) if option != "notebook"]
+    if surplus: parser().error(f"unrecognized arguments: {' '.join(surplus)}; sadm {name} takes {', '.join(options)}")
+    source, given = notebooks()[name], {option: value for option, value in vars(given).items() if value is not None and option != "notebook"}
     runs = Path(given.get("runs") or root() / "_runs").resolve()
     runs.mkdir(parents=True, exist_ok=True)
     given["runs"] = str(runs)
