@@ -115,6 +115,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sadm.experiments.current_commit': ('nbs/experiments.html#current_commit', 'sadm/experiments.py'),
                                   'sadm.experiments.distances': ('nbs/experiments.html#distances', 'sadm/experiments.py'),
                                   'sadm.experiments.environment': ('nbs/experiments.html#environment', 'sadm/experiments.py'),
+                                  'sadm.experiments.environment_variables': ( 'nbs/experiments.html#environment_variables',
+                                                                              'sadm/experiments.py'),
                                   'sadm.experiments.evaluate': ('nbs/experiments.html#evaluate', 'sadm/experiments.py'),
                                   'sadm.experiments.held': ('nbs/experiments.html#held', 'sadm/experiments.py'),
                                   'sadm.experiments.publish': ('nbs/experiments.html#publish', 'sadm/experiments.py'),

@@ -7,8 +7,9 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'ENCODERS', 'D
            'STRUCTURE_KEYS', 'TABLE5', 'SCALES', 'SEEDS', 'TABLE5_FULL', 'complete', 'run_folder', 'write_json',
            'current_commit', 'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder',
            'weights_checksum', 'reference_stats', 'build', 'stages', 'train_run', 'sample_seeds', 'evaluate',
-           'distances', 'run', 'run_chain', 'steps_done', 'run_many', 'push', 'table5_settings', 'table5_experiments',
-           'resolve_scale', 'Request', 'check_request', 'results_frame', 'publish', 'training_log']
+           'distances', 'run', 'run_chain', 'steps_done', 'environment_variables', 'run_many', 'push',
+           'table5_settings', 'table5_experiments', 'resolve_scale', 'Request', 'check_request', 'results_frame',
+           'publish', 'training_log']
 
 # %% ../nbs/15_experiments.ipynb #e39b5895
 import difflib
@@ -20,6 +21,7 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
@@ -288,6 +290,16 @@ def steps_done(folders: dict) -> int:  # {folder: (first step, last step)} -> tr
     return sum(max(min(last(folder), end) - begin, 0) for folder, (begin, end) in folders.items())
 
 
+@contextmanager
+def environment_variables(**values: str):
+    "Set environment variables for the processes started within the block, and put the old ones back."
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try: yield
+    finally:
+        for name, value in old.items(): os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def run_many(experiments: list[dict],  # settings of each, differences from DEFAULTS
              runs: Path = "_runs",
              workers: int | None = None,  # processes, each on its own core; None: one for every core, or one in all where a run uses a GPU
@@ -295,8 +307,11 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
     """Run experiments in parallel, with one progress bar over all training steps. Interrupted, it goes on next time.
     Processes are spawned: call it from a notebook, or in a script below `if __name__ == "__main__":`."""
     experiments = [complete(settings) for settings in experiments]  # refuses bad settings before any work
-    if workers is None: workers = 1 if any(s["device"] == "auto" for s in experiments) else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if workers == 1 or all((stages(s, load_data(s["data"], "train"), runs)[-1] / "result.json").exists() for s in experiments): return [run(settings, runs) for settings in tqdm(experiments, desc="experiments")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if workers is None: workers = 1 if any(settings["device"] == "auto" for settings in experiments) else cores
+    folder = lambda settings: run_folder(settings, load_data(settings["data"], "train"), runs)
+    if workers == 1 or all((folder(settings) / "result.json").exists() for settings in experiments):
+        return [run(settings, runs) for settings in tqdm(experiments, desc="experiments")]
     chains, folders = {}, {}
     for settings in experiments:
         path, begin = stages(settings, load_data(settings["data"], "train"), runs), 0
@@ -304,29 +319,26 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
         for folder, (_, steps) in zip(path, settings["phases"]):
             folders[folder] = (begin, begin + steps)
             begin += steps
-    environ, os.environ["TQDM_DISABLE"] = os.environ.get("TQDM_DISABLE"), "1"  # the workers' bars; this process shows one for all
     bar = tqdm(total=sum(end - begin for begin, end in folders.values()), initial=steps_done(folders), desc="training steps", disable=False)
-    try:
-        with ProcessPoolExecutor(min(workers, len(chains)), mp_context=multiprocessing.get_context("spawn")) as pool:
-            jobs = [pool.submit(run_chain, chain, runs) for chain in chains.values()]
-            try:
-                while not all(job.done() for job in jobs):
-                    broken = next((job for job in jobs if job.done() and job.exception()), None)
-                    if broken: broken.result()  # raises
-                    time.sleep(1)
-                    bar.update(steps_done(folders) - bar.n)
-                    bar.set_postfix(chains_done=f"{sum(job.done() for job in jobs)}/{len(jobs)}")
-                for job in jobs: job.result()
-            except BaseException:
-                for process in list(pool._processes.values()): process.terminate()  # checkpoints are whole at any moment
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        bar.close()
-        os.environ.pop("TQDM_DISABLE") if environ is None else os.environ.update(TQDM_DISABLE=environ)
+    # The workers' own bars are off, this process shows one for all; and no library of theirs may start more threads than its core
+    quiet = environment_variables(TQDM_DISABLE="1", **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
+    with quiet, bar, ProcessPoolExecutor(min(workers, len(chains)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(run_chain, chain, runs) for chain in chains.values()]
+        try:
+            while not all(job.done() for job in jobs):
+                broken = next((job for job in jobs if job.done() and job.exception()), None)
+                if broken: broken.result()  # raises
+                time.sleep(1)
+                bar.update(steps_done(folders) - bar.n)
+                bar.set_postfix(chains_done=f"{sum(job.done() for job in jobs)}/{len(jobs)}")
+            for job in jobs: job.result()
+        except BaseException:
+            for process in list(pool._processes.values()): process.terminate()  # checkpoints are whole at any moment
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [run(settings, runs) for settings in experiments]  # all there: read in the order asked for
 
-# %% ../nbs/15_experiments.ipynb #47d82c9e
+# %% ../nbs/15_experiments.ipynb #aa727644
 def push(result: dict,       # of a run with a structural phase
          runs: Path,
          batches: int = 4,   # norms are averaged over these
@@ -345,7 +357,7 @@ def push(result: dict,       # of a run with a structural phase
             norms[name] += torch.stack([g.norm() for g in gradient]).norm().item() / batches
     return norms
 
-# %% ../nbs/15_experiments.ipynb #8bbdb700
+# %% ../nbs/15_experiments.ipynb #6797e20c
 TABLE5 = {  # row: phases of the first and the second part, and other differences
     "ddpm": dict(phases=("plain", "plain")),
     "sg": dict(phases=("sg", "sg")),
@@ -388,7 +400,7 @@ def table5_settings(row: str, scale: str, seed: int = 0, data: str | None = None
     differences["phases"] = [[name, n] for name, n in zip(TABLE5[row]["phases"], steps)]
     return {key: value for key, value in differences.items() if key not in ("steps", "needs")}
 
-# %% ../nbs/15_experiments.ipynb #74a74e9d
+# %% ../nbs/15_experiments.ipynb #a5195d92
 def table5_experiments(scale: str, rows: list[str], seeds: list[int]) -> list[tuple]:
     "All cells of Table 5 that were asked for, as (data set, row, seed, complete settings); refuses if one of them cannot run."
     cells = [(data, row, seed) for data in (TABLE5_FULL if scale == "full" else ("fashion16",)) for seed in seeds for row in rows]
@@ -400,7 +412,7 @@ def table5_experiments(scale: str, rows: list[str], seeds: list[int]) -> list[tu
     def needs(data): return f"; also missing: {TABLE5_FULL[data]['needs']}" if scale == "full" and TABLE5_FULL[data].get("needs") else ""
     return [(*cell, settings(*cell)) for cell in cells]
 
-# %% ../nbs/15_experiments.ipynb #a3a817df
+# %% ../nbs/15_experiments.ipynb #c248b800
 def resolve_scale(scale: str) -> str:
     "`auto` is full where CUDA and all of Table 5's data and networks are there, else quick."
     if scale != "auto": return scale
@@ -439,7 +451,7 @@ def check_request(table: dict,               # the rows there are, e.g. TABLE5
     runs.mkdir(parents=True, exist_ok=True)
     return Request(scale, seeds, rows, runs)
 
-# %% ../nbs/15_experiments.ipynb #e5a43b6d
+# %% ../nbs/15_experiments.ipynb #694a0c05
 def results_frame(results: list[dict],  # of `run`
                   rows: list[str],      # the row each belongs to
                   scale: str,
