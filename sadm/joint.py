@@ -6,7 +6,7 @@
 __all__ = ['flatten', 'relations', 'relation_variable', 'Mixture', 'ExactDenoiser', 'denoise_sets', 'marginal_score',
            'PosteriorDraws', 'Estimate', 'draw_posterior', 'gaussian_log_density', 'exact_log_density', 'exact_score',
            'relation_log_density', 'relation_score', 'joint_score', 'moment_log_density', 'moment_score',
-           'relation_loss', 'relation_weight']
+           'relation_loss', 'relation_weight', 'relation_variance']
 
 # %% ../nbs/13_joint.ipynb #f9cba804
 import math
@@ -242,3 +242,22 @@ def relation_weight(delta: float,                    # noise of y
     "gamma_t = 1 / (2 (delta^2 + v_t)), the weight with which Eq. 14 is the Gaussian log density up to its constant."
     if not delta > 0: raise ValueError(f"delta must be > 0, got {delta}")
     return 1 / (2 * (delta**2 + torch.as_tensor(variance)))
+
+# %% ../nbs/13_joint.ipynb #21e33684
+@torch.no_grad()
+def relation_variance(images: Tensor,            # (N, ...) clean images, taken for the whole data set
+                      sigmas: Tensor,            # (K,) noise levels sigma_t / alpha_t > 0
+                      relation: str = "cosine",
+                      encoder: Callable = flatten,
+                      n: int = 64,               # noised images an average is taken over, n (n - 1) pairs
+                      generator: torch.Generator | None = None,
+                     ) -> Tensor:                # (K,) v_t
+    "Var(M | xt) averaged over pairs of noised images, for the empirical distribution of `images`. Memory grows with N^2."
+    M, flat = affinity(encoder(images), relation).double(), images.flatten(1).double()
+    pick = torch.randint(len(flat), (n,), generator=generator)
+    off = ~torch.eye(n, dtype=torch.bool)
+    def one(sigma):
+        z = flat[pick] + sigma * torch.randn(n, flat.shape[1], generator=generator, dtype=torch.float64)
+        q = (-torch.cdist(z, flat)**2 / (2 * sigma**2)).softmax(1)  # (n, N)
+        return (q @ M**2 @ q.T - (q @ M @ q.T)**2)[off].mean()
+    return torch.stack([one(sigma) for sigma in sigmas.tolist()])

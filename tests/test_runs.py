@@ -54,14 +54,14 @@ def test_killed_at_a_random_step_and_called_again_gives_the_same_bits(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert load_checkpoint(folder(killed) / "last.pt")["step"] == 200, f"killed near step {target}"
-    assert not (folder(killed) / "result.json").exists()
+    assert not list(folder(killed).glob("result-*.json"))
     (folder(killed) / "ema.writing").write_bytes(b"half a file")  # what a kill while the weights are written leaves behind
     run(settings, killed)
     first, second = (list(tensors(load_checkpoint(folder(runs) / "last.pt"))) for runs in (tmp_path / "whole", killed))
     assert len(first) == len(second) > 100 and all(torch.equal(a, b) for a, b in zip(first, second))
     first, second = (load_file(folder(runs) / "ema.safetensors") for runs in (tmp_path / "whole", killed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    results = [json.loads((folder(runs) / "result.json").read_text()) for runs in (tmp_path / "whole", killed)]
+    results = [json.loads(next(folder(runs).glob("result-*.json")).read_text()) for runs in (tmp_path / "whole", killed)]
     assert results[0]["fd_discriminator"] == results[1]["fd_discriminator"]
 
 
@@ -105,7 +105,7 @@ def test_table5_smoke_runs_every_stage(smoke):
     assert done.returncode == 0, said + done.stderr
     for row in TABLE5: assert re.search(rf"^{row} ", said, re.M), f"row {row} is not in the printed table"
     assert "3.17" in said and "table5-smoke.csv" in said
-    results = [json.loads(path.read_text()) for path in runs.glob("fashion16-*/result.json")]
+    results = [json.loads(path.read_text()) for path in runs.glob("fashion16-*/result-*.json")]
     assert len(results) == len(TABLE5)
     for result in results:
         for made in (result["evaluated"], *result["trained"]): assert made["commit"] and made["data_checksum"] == load_data("fashion16").checksum
@@ -117,11 +117,11 @@ def test_table5_smoke_runs_every_stage(smoke):
 
 def test_raw_papermill_from_elsewhere_finds_the_kept_results(smoke, tmp_path):
     runs, *_ = smoke
-    before = {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result.json")}
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result-*.json")}
     command = [TOOL / "papermill", ROOT / "reproduce/table5.ipynb", tmp_path / "out.ipynb", "-p", "scale", "smoke", "-p", "runs", str(runs), "--no-progress-bar"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result.json")}
+    assert before == {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result-*.json")}
 
 
 @pytest.mark.parametrize("options, answer", [
