@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCODERS', 'ENCODERS', 'DEFAULTS', 'TRAIN_KEYS',
-           'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS', 'TABLE5', 'SCALES',
-           'SEEDS', 'TABLE5_FULL', 'EARLY', 'LATE', 'PLAIN', 'SG', 'SAT', 'LITE0', 'B16', 'OMEGA', 'complete',
-           'settings_hash', 'run_folder', 'result_path', 'write_json', 'current_commit', 'code_checksum', 'environment',
-           'record_environment', 'held', 'cached_encoder', 'weights_checksum', 'reference_features', 'build', 'stages',
-           'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples', 'heldout_loss', 'evaluate', 'distances',
-           'run', 'run_chain', 'steps_done', 'environment_variables', 'run_many', 'push', 'table5_settings',
-           'table5_experiments', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings',
-           'results_frame', 'publish', 'training_log']
+           'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS', 'TABLE5', 'SADM',
+           'PLAIN', 'TABLE7', 'FIG6', 'FIG7', 'FIG7_FULL', 'FIG8', 'SCALES', 'SEEDS', 'FULL', 'FULL_DEFAULTS', 'TABLES',
+           'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA', 'OMEGA_SCREEN',
+           'OMEGA_CONFIRM', 'complete', 'settings_hash', 'run_folder', 'result_path', 'write_json', 'current_commit',
+           'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder', 'weights_checksum',
+           'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples',
+           'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables',
+           'run_many', 'push', 'table_rows', 'row_settings', 'prefixes', 'table_cells', 'resolve_scale', 'Request',
+           'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'publish',
+           'training_seconds', 'samples_of', 'training_log']
 
-# %% ../nbs/15_experiments.ipynb #1a279b75
+# %% ../nbs/15_experiments.ipynb #0d842790
 import difflib
 import hashlib
 import json
@@ -40,14 +42,14 @@ from tqdm.auto import tqdm
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, low_noise_weight, moment_weight, signal_weight
-from .encoders import Encoder, accuracy, efficientnet_lite0, resnet18, small_cnn, small_vit, train_classifier
+from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
 from .training import draw_batch, read_log, save_weights, train
 from .unet import UNet
 
-# %% ../nbs/15_experiments.ipynb #5d92961d
+# %% ../nbs/15_experiments.ipynb #aa34772e
 PROCESSES = {"edm": EDM, "lvp": LVP, "ddpm": DDPM}
 NETWORKS = {"unet": UNet}
 STRUCTURES = {"pairs": StructuralLoss, "features": FeatureLoss, "logit": LogitLoss}  # Eq. 6, the per-image and the real/fake control
@@ -57,7 +59,8 @@ TIME_WEIGHTS = {"signal": signal_weight, "signal1": partial(signal_weight, power
 # "random" is an untrained network. 64 is the smallest size at which Lite0's features are alive (nbs/02)
 TRAINED_ENCODERS = {"small_cnn": small_cnn, "small_vit": small_vit}
 ENCODERS = {**TRAINED_ENCODERS, "small_cnn_random": small_cnn, "resnet18_random_32": lambda in_channels: resnet18(pretrained=False, size=32),
-            "efficientnet_lite0_64": lambda in_channels: efficientnet_lite0(size=64), "efficientnet_lite2_64": lambda in_channels: efficientnet_lite0(size=64, variant=2)}
+            "efficientnet_lite0_64": lambda in_channels: efficientnet_lite0(size=64), "efficientnet_lite2_64": lambda in_channels: efficientnet_lite0(size=64, variant=2),
+            "inception_v3": lambda in_channels: inception_v3(), "resnet18": lambda in_channels: resnet18(), "vit_b_16": lambda in_channels: vit_b_16()}
 
 DEFAULTS = dict(
     data="fashion16", process="edm", network="unet",
@@ -406,7 +409,7 @@ def push(result: dict,       # of a run with a structural phase
             norms[name] += torch.stack([g.norm() for g in gradient]).norm().item() / batches
     return norms
 
-# %% ../nbs/15_experiments.ipynb #6797e20c
+# %% ../nbs/15_experiments.ipynb #1d13cc7b
 TABLE5 = {  # row: phases of the first and the second part, and other differences
     "ddpm": dict(phases=("plain", "plain")),
     "sg": dict(phases=("sg", "sg")),
@@ -417,56 +420,107 @@ TABLE5 = {  # row: phases of the first and the second part, and other difference
     "ddpm_short": dict(phases=("plain",)),
 }
 
-SCALES = {  # differences from DEFAULTS, and the steps of the two parts
-    "smoke": dict(steps=(4, 2), batch_size=16, warmup=50, encoder_steps=5, n_samples=16, n_reference=100, sampler_steps=3),
-    "quick": dict(steps=(600, 200)),
-    "study": dict(steps=(600, 200)),  # quick's settings, many seeds
+# %% ../nbs/15_experiments.ipynb #1e105b46
+SADM = dict(phases=("sg", "sat"), encoder_lr=2e-5)
+PLAIN = dict(phases=("plain", "plain"))
+
+TABLE7 = {
+    "plain": PLAIN,
+    "cosine-l2": SADM,
+    "l1-l2": {**SADM, "relation": "l1"},
+    "l2-l2": {**SADM, "relation": "l2"},
+    "cosine-l1": {**SADM, "distance": "l1"},
+    "cosine-cosine": {**SADM, "distance": "cosine"},
+}
+FIG6 = {"plain": PLAIN, "sadm": SADM}
+FIG7 = {row: {**settings, "independent_encoder": "efficientnet_lite2_64"} for row, settings in {
+    "plain": PLAIN,
+    "small_cnn": SADM,
+    "small_vit": {**SADM, "encoder": "small_vit"},
+    "resnet18_random": {**SADM, "encoder": "resnet18_random_32"},
+    "efficientnet_lite0": {**SADM, "encoder": "efficientnet_lite0_64"}}.items()}
+FIG7_FULL = {"plain": PLAIN, **{name: {**SADM, "encoder": name} for name in ("inception_v3", "resnet18", "vit_b_16")}}
+FIG8 = {"plain": PLAIN, "sat_slow": SADM, "sat": dict(phases=("sg", "sat"))}
+
+# %% ../nbs/15_experiments.ipynb #0e2f3acd
+SCALES = {  # differences from DEFAULTS
+    "smoke": dict(batch_size=16, warmup=50, encoder_steps=5, n_samples=16, n_reference=100, sampler_steps=3),
+    "quick": {},
+    "study": {},  # quick's settings, many seeds
 }
 
 SEEDS = {"smoke": (0,), "quick": (0,), "study": tuple(range(12)), "full": (0,)}  # default seeds of a scale
 
-# What is known of the paper's settings; its baselines equal published numbers of these systems (METHOD, inconsistencies). "needs": what the kit lacks besides data, network and encoders.
-TABLE5_FULL = {
-    "cifar10": dict(steps=(800_000, 500_000), data="cifar10", process="ddpm", network="ddpm_cifar10", encoder="inception_v3", independent_encoder="dinov2", batch_size=128, lr=2e-4,
-                    warmup=640_000, ema_halflife=887_000, flip=True, n_samples=50_000, device="auto",
+# What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (METHOD, inconsistencies). "needs": what the kit lacks besides data, network and encoders.
+FULL = {
+    "cifar10": dict(steps=(800_000, 500_000), data="cifar10", process="ddpm", network="ddpm_cifar10", batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
                     needs="ancestral sampler of 1000 steps, FID against the training set"),                       # Ho et al. 2020: FID 3.17; EMA 0.9999
-    "celeba": dict(steps=(500_000, 500_000), data="celeba64", process="lvp", network="ddpmpp_celeba64", encoder="inception_v3", independent_encoder="dinov2", batch_size=128, lr=2e-4,
-                   warmup=640_000, ema_halflife=887_000, flip=True, n_samples=50_000, device="auto",
+    "celeba": dict(steps=(500_000, 500_000), data="celeba64", process="lvp", network="ddpmpp_celeba64", batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
                    needs="RK45 sampler, Soft Truncation's times, FID against the training set"),                  # DDPM++: FID 2.32
-    "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm_256", encoder="inception_v3", independent_encoder="dinov2", batch_size=256, lr=1e-4,
-                     warmup=0, ema_halflife=1_774_000, n_samples=50_000, device="auto",
+    "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm_256", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
                      needs="learned variance, class labels, ancestral sampler of 250 steps with classifier guidance, FID against the training set"),  # ADM-G at 256: FID 4.59
+    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256", process="ddpm", network="dit_xl_2", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
+                         needs="latents, learned variance, class labels, ancestral sampler of 250 steps with guidance, FID against the training set"),  # DiT-XL/2-G: FID 2.27
+}
+FULL_DEFAULTS = dict(encoder="inception_v3", independent_encoder="dinov2", n_samples=50_000, device="auto")
+
+# steps, batch_size: of the two parts, by scale (of full: FULL); pieces: into how many phases, each measured, the parts are cut; columns: the data sets of full scale
+TABLES = {
+    "table5": dict(rows=TABLE5, steps=dict(smoke=(4, 2), quick=(600, 200), study=(600, 200)), batch_size=64, pieces=(1, 1), columns=("cifar10", "celeba", "imagenet")),
+    "table7": dict(rows=TABLE7, steps=dict(smoke=(2, 2), quick=(450, 150), study=(1200, 400)), batch_size=32, pieces=(1, 1), columns=("imagenet_dit",)),
+    "fig6": dict(rows=FIG6, steps=dict(smoke=(4, 2), quick=(800, 200), study=(1600, 400)), batch_size=32, pieces=(4, 2), columns=("imagenet_dit",)),
+    "fig7": dict(rows=FIG7, full_rows=FIG7_FULL, steps=dict(smoke=(2, 2), quick=(450, 150), study=(1200, 400)), batch_size=32, pieces=(1, 1), columns=("cifar10", "celeba", "imagenet")),
+    "fig8": dict(rows=FIG8, steps=dict(smoke=(2, 3), quick=(450, 450), study=(1200, 600)), batch_size=32, pieces=(1, 3), columns=("cifar10", "celeba", "imagenet")),  # data not stated
 }
 
 
-def table5_settings(row: str, scale: str, seed: int = 0, data: str | None = None) -> dict:
-    "Settings of one cell of Table 5; `data` names the column at full scale."
-    if row not in TABLE5: raise ValueError(f"Table 5 has the rows {', '.join(TABLE5)}, got {row!r}")
-    if scale not in (*SCALES, "full"): raise ValueError(f"scale must be one of {', '.join(SCALES)}, full, got {scale!r}")
-    columns = TABLE5_FULL if scale == "full" else {None: SCALES[scale], "fashion16": SCALES[scale]}
-    if data not in columns: raise ValueError(f"Table 5 at scale {scale} has the columns {', '.join(filter(None, columns))}, got {data!r}")
-    differences, steps = {**columns[data], **TABLE5[row], "seed": seed}, columns[data]["steps"]
-    differences["phases"] = [[name, n] for name, n in zip(TABLE5[row]["phases"], steps)]
-    return {key: value for key, value in differences.items() if key not in ("steps", "needs")}
+def table_rows(table: str, scale: str) -> dict:
+    "The rows of a table or figure; Fig. 7 has others at full scale."
+    if table not in TABLES: raise ValueError(f"there are the tables {', '.join(TABLES)}, got {table!r}")
+    return TABLES[table].get("full_rows" if scale == "full" else "rows", TABLES[table]["rows"])
 
-# %% ../nbs/15_experiments.ipynb #a5195d92
-def table5_experiments(scale: str, rows: list[str], seeds: list[int]) -> list[tuple]:
-    "All cells of Table 5 that were asked for, as (data set, row, seed, complete settings); refuses if one of them cannot run."
-    cells = [(data, row, seed) for data in (TABLE5_FULL if scale == "full" else ("fashion16",)) for seed in seeds for row in rows]
-    def settings(data, row, seed):
-        try: done = complete(table5_settings(row, scale, seed, data))
-        except ValueError as error: raise ValueError(f"Table 5, row {row}, {data}, cannot run at scale {scale}: {error}" + needs(data)) from None
-        if needs(data): raise ValueError(f"Table 5, row {row}, {data}, cannot run at scale {scale}" + needs(data))
+
+def row_settings(table: str,                # of TABLES
+                 row: str,
+                 scale: str,
+                 seed: int = 0,
+                 column: str | None = None, # the data set: of `columns` at full scale, else fashion16
+                ) -> dict:
+    "Settings of one run of a table or figure."
+    rows, steps = table_rows(table, scale), TABLES[table]["steps"]
+    if row not in rows: raise ValueError(f"{table} has the rows {', '.join(rows)}, got {row!r}")
+    if scale not in (*SCALES, "full"): raise ValueError(f"scale must be one of {', '.join(SCALES)}, full, got {scale!r}")
+    columns = TABLES[table]["columns"] if scale == "full" else ("fashion16",)
+    if column is None: column = columns[0]
+    if column not in columns: raise ValueError(f"{table} at scale {scale} has the columns {', '.join(columns)}, got {column!r}")
+    base = {**FULL_DEFAULTS, **FULL[column]} if scale == "full" else {"batch_size": TABLES[table]["batch_size"], **SCALES[scale], "steps": steps[scale]}
+    phases = [[name, n // pieces] for name, n, pieces in zip(rows[row]["phases"], base["steps"], TABLES[table]["pieces"]) for _ in range(pieces)]
+    return {key: value for key, value in {**base, **rows[row], "phases": phases, "seed": seed}.items() if key not in ("steps", "needs")}
+
+
+def prefixes(settings: dict) -> list[dict]:
+    "The run after its first phase, its first two, and so on: a curve along training. They share their training."
+    return [{**settings, "phases": settings["phases"][:k + 1]} for k in range(len(settings["phases"]))]
+
+# %% ../nbs/15_experiments.ipynb #7c535cfd
+def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> list[tuple]:
+    "All cells of a table that were asked for, as (data set, row, seed, complete settings); refuses if one of them cannot run."
+    columns = TABLES[table]["columns"] if scale == "full" else ("fashion16",)
+    cells = [(column, row, seed) for column in columns for seed in seeds for row in rows]
+    def settings(column, row, seed):
+        also = f"; also missing: {FULL[column]['needs']}" if scale == "full" and "needs" in FULL[column] else ""
+        try: done = complete(row_settings(table, row, scale, seed, column))
+        except ValueError as error: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}: {error}{also}") from None
+        if also: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}{also}")
         return done
-    def needs(data): return f"; also missing: {TABLE5_FULL[data]['needs']}" if scale == "full" and TABLE5_FULL[data].get("needs") else ""
     return [(*cell, settings(*cell)) for cell in cells]
 
-# %% ../nbs/15_experiments.ipynb #c248b800
-def resolve_scale(scale: str) -> str:
-    "`auto` is full where CUDA and all of Table 5's data and networks are there, else quick."
+# %% ../nbs/15_experiments.ipynb #17cc5de6
+def resolve_scale(scale: str, table: str) -> str:
+    "`auto` is full where CUDA and all of the table's data and networks are there, else quick."
     if scale != "auto": return scale
-    if not torch.cuda.is_available(): return "quick"
-    try: return "full" if table5_experiments("full", ["sat"], [0]) else "quick"
+    if not torch.cuda.is_available() or table not in TABLES: return "quick"
+    try: return "full" if table_cells(table, "full", list(table_rows(table, "full")), [0]) else "quick"
     except ValueError: return "quick"
 
 
@@ -478,7 +532,7 @@ class Request(NamedTuple):
     runs: Path
 
 
-def check_request(table: dict,               # the rows there are, e.g. TABLE5
+def check_request(table: str | dict,         # of TABLES, or the rows there are
                   scale: str,                # auto, smoke, quick, study or full
                   seeds: str | list = "",    # "0,1,2" or [0, 1, 2]; empty: the scale's own
                   rows: str | list = "",     # "ddpm,sg" or a list; empty: all
@@ -489,10 +543,12 @@ def check_request(table: dict,               # the rows there are, e.g. TABLE5
     unknown = sorted(name for name in unknown if not name.startswith("_"))
     if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; the parameters are scale, seeds, rows, runs")
     if scale not in ("auto", *SCALES, "full"): raise ValueError(f"scale must be one of auto, {', '.join(SCALES)}, full, got {scale!r}")
-    scale, split = resolve_scale(scale), lambda v: [part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else list(v if isinstance(v, (list, tuple)) else [v])
-    rows = split(rows) or list(table)
+    scale = resolve_scale(scale, table if isinstance(table, str) else "")
+    known = table_rows(table, scale) if isinstance(table, str) else table
+    split = lambda v: [part.strip() for part in v.split(",") if part.strip()] if isinstance(v, str) else list(v if isinstance(v, (list, tuple)) else [v])
+    rows = split(rows) or list(known)
     for row in rows:
-        if row not in table: raise ValueError(f"unknown row {row!r}; the rows are {', '.join(table)}")
+        if row not in known: raise ValueError(f"unknown row {row!r}; the rows are {', '.join(known)}")
     try: seeds = [int(seed) for seed in split(seeds)] or list(SEEDS[scale])
     except ValueError: raise ValueError(f"seeds must be whole numbers like 0,1,2, got {seeds!r}") from None
     if min(seeds) < 0 or len(set(seeds)) < len(seeds): raise ValueError(f"seeds must be different numbers from 0 on, got {seeds}")
@@ -500,53 +556,49 @@ def check_request(table: dict,               # the rows there are, e.g. TABLE5
     runs.mkdir(parents=True, exist_ok=True)
     return Request(scale, seeds, rows, runs)
 
-# %% ../nbs/15_experiments.ipynb #d77595f0
-EARLY, LATE = (225, 75), (675, 225)  # steps of the two parts
+# %% ../nbs/15_experiments.ipynb #99dd7081
+EARLY, LATE = (450, 150), (1350, 450)  # steps of the two parts, of 32 images; at a third of EARLY no sample looks like an image yet
 
 
 def in_parts(first: str, second: str, steps: tuple = EARLY) -> dict:
-    "Two phases, with their steps."
-    return dict(phases=[[first, steps[0]], [second, steps[1]]])
+    "Two phases, with their steps, in batches of 32."
+    return dict(phases=[[first, steps[0]], [second, steps[1]]], batch_size=32)
 
 
-PLAIN, SG, SAT = in_parts("plain", "plain"), in_parts("sg", "sg"), {**in_parts("sg", "sat"), "encoder_lr": 2e-5}
+EARLY_PLAIN, EARLY_SG, EARLY_SAT = in_parts("plain", "plain"), in_parts("sg", "sg"), {**in_parts("sg", "sat"), "encoder_lr": 2e-5}
 LITE0 = dict(encoder="efficientnet_lite0_64", independent_encoder="efficientnet_lite2_64")
-B16 = dict(batch_size=16)  # as many images in four times the steps
+B16 = dict(batch_size=16)  # as many images in twice the steps
 
 OMEGA = {
-    "plain": PLAIN,
-    "constant_1": {**SG, "time_weight": "constant", "omega": 1.},
-    "constant_0.1": {**SG, "time_weight": "constant", "omega": 0.1},
-    "signal1_1": {**SG, "time_weight": "signal1", "omega": 1.},
-    "signal2_0.3": {**SG, "omega": 0.3},
-    "signal2_1": {**SG, "omega": 1.},
-    "signal2_10": {**SG, "omega": 10.},
-    "signal4_1": {**SG, "time_weight": "signal4", "omega": 1.},
-    "low_noise_1": {**SG, "time_weight": "low_noise", "omega": 1.},
-    "low_noise_10": {**SG, "time_weight": "low_noise", "omega": 10.},
-    "moment_1": {**SG, "time_weight": "moment", "omega": 1.},
-    "moment_10": {**SG, "time_weight": "moment", "omega": 10.},
-    "feature": {**SG, "structure": "features"},
-    "inner": {**SG, "relation": "inner", "omega": 5.},  # pulls as hard as cosine with 1 (`push`, before the study)
-    "random_1000": {**SG, "encoder": "small_cnn_random", "omega": 1000., "baseline": "plain_random"},  # its cosines hardly differ from 1: omega = 1 would pull nowhere
-    "plain_random": {**PLAIN, "encoder": "small_cnn_random"},  # plain, measured in the random encoder
-    "sat_fast": {**SAT, "encoder_lr": 2e-4},
-    "sat_slow": SAT,
-    "sat_long": {**in_parts("sg", "sat", (75, 225)), "encoder_lr": 2e-5},
-    "sat_constant": {**SAT, "time_weight": "constant"},
-    "sat_random": {**SAT, "encoder": "small_cnn_random", "baseline": "plain_random"},
+    "plain": EARLY_PLAIN,
+    "constant_1": {**EARLY_SG, "time_weight": "constant", "omega": 1.},
+    "constant_0.1": {**EARLY_SG, "time_weight": "constant", "omega": 0.1},
+    "signal1_1": {**EARLY_SG, "time_weight": "signal1", "omega": 1.},
+    "signal2_1": {**EARLY_SG, "omega": 1.},
+    "signal2_10": {**EARLY_SG, "omega": 10.},
+    "signal4_1": {**EARLY_SG, "time_weight": "signal4", "omega": 1.},
+    "low_noise_10": {**EARLY_SG, "time_weight": "low_noise", "omega": 10.},
+    "moment_1": {**EARLY_SG, "time_weight": "moment", "omega": 1.},
+    "feature": {**EARLY_SG, "structure": "features"},
+    "inner": {**EARLY_SG, "relation": "inner", "omega": 5.},  # pulls as hard as cosine with 1 (`push`, before the study)
+    "random_1000": {**EARLY_SG, "encoder": "small_cnn_random", "omega": 1000., "baseline": "plain_random"},  # its cosines hardly differ from 1: omega = 1 would pull nowhere
+    "plain_random": {**EARLY_PLAIN, "encoder": "small_cnn_random"},  # plain, measured in the random encoder
+    "sat_fast": {**EARLY_SAT, "encoder_lr": 2e-4},
+    "sat_slow": EARLY_SAT,
+    "sat_long": {**in_parts("sg", "sat", (150, 450)), "encoder_lr": 2e-5},
+    "sat_random": {**EARLY_SAT, "encoder": "small_cnn_random", "baseline": "plain_random"},
     "logit": {**in_parts("plain", "sat"), "structure": "logit", "encoder_lr": 2e-5},
-    "g8": {**SG, "group_size": 8, "baseline": "plain_g8"},
-    "g64": {**SG, "group_size": 64, "baseline": "plain_g64"},
-    "plain_g8": {**PLAIN, "group_size": 8},
-    "plain_g64": {**PLAIN, "group_size": 64},
+    "g8": {**EARLY_SG, "group_size": 8, "baseline": "plain_g8"},
+    "g32": {**EARLY_SG, "group_size": 32, "baseline": "plain_g32"},
+    "plain_g8": {**EARLY_PLAIN, "group_size": 8},
+    "plain_g32": {**EARLY_PLAIN, "group_size": 32},
     "b16": {**in_parts("sg", "sg", (900, 300)), **B16, "baseline": "plain_b16"},
     "plain_b16": {**in_parts("plain", "plain", (900, 300)), **B16},
     "plain_late": in_parts("plain", "plain", LATE),
     "signal2_1_late": {**in_parts("sg", "sg", LATE), "baseline": "plain_late"},
     "sat_slow_late": {**in_parts("sg", "sat", LATE), "encoder_lr": 2e-5, "baseline": "plain_late"},
-    "plain_lite2": {**PLAIN, **LITE0},  # plain, judged by Lite2
-    "lite0": {**SG, **LITE0, "baseline": "plain_lite2"},
+    "plain_lite2": {**EARLY_PLAIN, **LITE0},  # plain, judged by Lite2
+    "lite0": {**EARLY_SG, **LITE0, "baseline": "plain_lite2"},
 }
 
 
@@ -564,10 +616,24 @@ def omega_settings(row: str, scale: str, seed: int, data: str) -> dict:
     settings = {key: value for key, value in OMEGA[row].items() if key != "baseline"} | dict(data=data, seed=seed)
     settings["network_kwargs"] = {**DEFAULTS["network_kwargs"], **network[data]}
     if scale != "smoke": return settings
-    small = {key: value for key, value in SCALES["smoke"].items() if key != "steps"}
-    return {**settings, **small, "group_size": min(settings.get("group_size", 1), 16), "phases": [[name, 2] for name, _ in settings["phases"]]}
+    return {**settings, **SCALES["smoke"], "group_size": min(settings.get("group_size", 1), 16), "phases": [[name, 2] for name, _ in settings["phases"]]}
 
-# %% ../nbs/15_experiments.ipynb #e2b3ddb0
+
+# The study: every row with three seeds on one data set; then the chosen ones, and their baselines, with fresh seeds on both
+OMEGA_SCREEN = dict(data=("fashion16",), seeds=(0, 1, 2))
+OMEGA_CONFIRM = dict(rows=(), data=("fashion16", "digits8"), seeds=tuple(range(100, 112)))
+
+
+def omega_cells(scale: str, rows: list[str], seeds: list[int] | None = None) -> list[tuple]:
+    "What a scale runs, as (stage, data set, row, seed, complete settings). study: the screen, then the confirmation; `seeds` narrows either."
+    if scale == "full": raise ValueError("the omega study is not in the paper, so it has no full scale; run it at scale study, or on data of your own by omega_settings")
+    chosen = lambda stage, names, data, of: [(stage, d, row, seed) for seed in of for d in data for row in names if row in rows and (not seeds or seed in seeds)]
+    if scale != "study": cells = [("live", "fashion16", row, seed) for seed in seeds or (0,) for row in rows]
+    else: cells = chosen("screen", OMEGA, OMEGA_SCREEN["data"], OMEGA_SCREEN["seeds"]) + \
+                  chosen("confirm", OMEGA_CONFIRM["rows"], OMEGA_CONFIRM["data"], OMEGA_CONFIRM["seeds"])
+    return [(*cell, complete(omega_settings(cell[2], scale, cell[3], cell[1]))) for cell in cells]
+
+# %% ../nbs/15_experiments.ipynb #e67bc01b
 def results_frame(results: list[dict],  # of `run`
                   rows: list[str],      # the row each belongs to
                   scale: str,
@@ -591,6 +657,23 @@ def publish(frame: pd.DataFrame, path: Path) -> None:
         if lost: raise ValueError(f"{path} holds {len(lost)} results that these do not (e.g. {sorted(lost)[0]}); run all rows and seeds, or move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False, float_format="%.6g")
+
+
+def training_seconds(result: dict) -> float:
+    "Seconds that a run's training steps took, all phases, from its logs."
+    settings, runs, seconds, before = result["settings"], Path(result["folder"]).parent, 0., 0
+    for folder in stages(settings, load_data(settings["data"], "train"), runs):
+        for line in read_log(folder / "metrics.jsonl"):
+            seconds += (line["step"] - before) * settings["batch_size"] / line["images_per_s"]
+            before = line["step"]
+    return seconds
+
+
+def samples_of(result: dict) -> torch.Tensor:  # -> (N, C, H, W) uint8
+    "The samples that a run was measured with."
+    settings = result["settings"]
+    with np.load(Path(result["folder"]) / f"samples-{settings['n_samples']}-{settings['sampler_steps']}.npz", allow_pickle=False) as file:
+        return torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
 
 
 def training_log(results: list[dict], rows: list[str]) -> pd.DataFrame:

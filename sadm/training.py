@@ -155,7 +155,7 @@ def check_finite(record: dict, where: str, last: Path, done: int) -> dict:  # te
     good = f"{last} of step {done}" if last.exists() else "none: the run broke before its first one"
     raise FloatingPointError(f"{numbers} is not finite at {where}; the last good checkpoint is {good}")
 
-# %% ../nbs/11_training.ipynb #ea6f235f
+# %% ../nbs/11_training.ipynb #e623305b
 def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safetensors; continued if a checkpoint is there
           net: nn.Module,                # fresh network net(x, noise_label, labels), trained in place
           process: ForwardProcess,
@@ -206,7 +206,7 @@ def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safe
         check_finite({"sum of the weights": sum(p.detach().sum() for p in parts["net"].parameters())}, f"step {step}", last, done)
         save_checkpoint(last, {"step": step, "images": step * batch_size} | {name: part.state_dict() for name, part in parts.items()})
 
-    step, clock = done, time.perf_counter()
+    step, logged, clock = done, done, time.perf_counter()
     progress = tqdm(total=total, initial=done, desc=folder.name, unit="step")
     try:
         while step < total:
@@ -222,8 +222,7 @@ def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safe
 
             if step % log_every == 0 or step % checkpoint_every == 0 or step == total:
                 line = check_finite(record, f"step {step} (phase {phase})", last, done)
-                rate = log_every * batch_size / (time.perf_counter() - clock)
-                clock = time.perf_counter()
+                rate, clock, logged = (step - logged) * batch_size / (time.perf_counter() - clock), time.perf_counter(), step
                 progress.set_postfix(phase=phase, **{name: f"{value:.4g}" for name, value in line.items()})
                 with open(log, "a") as file: file.write(json.dumps({"step": step, "images": step * batch_size, "phase": phase, **line, "images_per_s": round(rate, 1)}) + "\n")
             if step in snapshots: save_weights(folder / f"ema-{step}.safetensors", ema)

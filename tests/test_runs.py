@@ -124,11 +124,30 @@ def test_raw_papermill_from_elsewhere_finds_the_kept_results(smoke, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in runs.glob("fashion16-*/result-*.json")}
 
 
+OTHERS = sorted(path.stem for path in (ROOT / "reproduce").glob("*.ipynb") if path.stem != "table5")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_smoke_runs_every_stage(name, smoke):
+    "Every other table and figure, in the folder of Table 5's runs: what they share is made once."
+    runs, *_ = smoke
+    done = subprocess.run([TOOL / "sadm", name, "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    executed = json.loads((runs / f"{name}-smoke.ipynb").read_text())
+    assert any("image/png" in output.get("data", {}) for cell in executed["cells"] for output in cell.get("outputs", [])), "no figure"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_full_scale_refuses_and_says_why(name, tmp_path):
+    done = subprocess.run([TOOL / "sadm", name, "--scale", "full", "--runs", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode and re.search("is not there yet|no full scale", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("options, answer", [
     (["-p", "scael", "smoke"], "unknown parameter scael; the parameters are scale, seeds, rows, runs"),
     (["-p", "scale", "smok"], "auto, smoke, quick, study, full"),
     (["-p", "scale", "smoke", "-p", "rows", "ddpm,sadm"], "unknown row 'sadm'; the rows are ddpm, sg, sat"),
-    (["-p", "scale", "full"], "Table 5, row ddpm, cifar10, cannot run at scale full: data set 'cifar10' is not there yet"),
+    (["-p", "scale", "full"], "table5, row ddpm, cifar10, cannot run at scale full: data set 'cifar10' is not there yet"),
 ], ids=["name", "scale", "row", "full"])
 def test_papermill_misuse_stops_before_any_work(options, answer, tmp_path):
     command = [TOOL / "papermill", ROOT / "reproduce/table5.ipynb", tmp_path / "out.ipynb", "-p", "runs", str(tmp_path / "runs"), "--no-progress-bar", *options]
