@@ -556,8 +556,8 @@ def check_request(table: str | dict,         # of TABLES, or the rows there are
     runs.mkdir(parents=True, exist_ok=True)
     return Request(scale, seeds, rows, runs)
 
-# %% ../nbs/15_experiments.ipynb #99dd7081
-EARLY, LATE = (450, 150), (1350, 450)  # steps of the two parts, of 32 images; at a third of EARLY no sample looks like an image yet
+# %% ../nbs/15_experiments.ipynb #7881e9f9
+EARLY, LATE = (450, 150), (900, 300)  # steps of the two parts, of 32 images; at half of EARLY no sample looks like an image yet
 
 
 def in_parts(first: str, second: str, steps: tuple = EARLY) -> dict:
@@ -621,7 +621,7 @@ def omega_settings(row: str, scale: str, seed: int, data: str) -> dict:
 
 # The study: every row with three seeds on one data set; then the chosen ones, and their baselines, with fresh seeds on both
 OMEGA_SCREEN = dict(data=("fashion16",), seeds=(0, 1, 2))
-OMEGA_CONFIRM = dict(rows=(), data=("fashion16", "digits8"), seeds=tuple(range(100, 112)))
+OMEGA_CONFIRM = dict(rows=("plain", "signal4_1", "sat_slow", "constant_1"), data=("fashion16", "digits8"), seeds=tuple(range(100, 112)))
 
 
 def omega_cells(scale: str, rows: list[str], seeds: list[int] | None = None) -> list[tuple]:
@@ -633,19 +633,19 @@ def omega_cells(scale: str, rows: list[str], seeds: list[int] | None = None) -> 
                   chosen("confirm", OMEGA_CONFIRM["rows"], OMEGA_CONFIRM["data"], OMEGA_CONFIRM["seeds"])
     return [(*cell, complete(omega_settings(cell[2], scale, cell[3], cell[1]))) for cell in cells]
 
-# %% ../nbs/15_experiments.ipynb #e67bc01b
+# %% ../nbs/15_experiments.ipynb #2b467586
 def results_frame(results: list[dict],  # of `run`
                   rows: list[str],      # the row each belongs to
                   scale: str,
                  ) -> pd.DataFrame:     # one line per run
     """Results as one line per run, ready for `sadm.report` and for `data/results/`. `commit` and `code` name all that had a part in the
-    result, the training of its earlier phases included; `*_weights` are checksums of the encoders the distances were measured in."""
+    result, the training of its earlier phases included; `*_weights` are checksums of the encoders the distances were measured in, `settings` is a hash of all settings."""
     def line(row, r):
         settings, parts = r["settings"], [*r["trained"], r["evaluated"]]
         return dict(row=row, seed=settings["seed"], data=settings["data"], scale=scale, images=sum(n for _, n in settings["phases"]) * settings["batch_size"],
                     **{key: r[key] for key in ("fd_independent", "fd_discriminator", "precision", "recall", *(f"loss_{sigma:g}" for sigma in LOSS_SIGMAS),
                                                "fd_independent_weights", "fd_discriminator_weights", "n_samples", "nfe")},
-                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name)
+                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, settings=settings_hash(settings))
     return pd.DataFrame([line(row, r) for row, r in zip(rows, results)])
 
 
