@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'Encoder', 'torchvision_network', 'inception_v3', 'resnet18', 'vit_b_16', 'efficientnet_lite0',
-           'small_cnn', 'PatchTransformer', 'small_vit', 'train_classifier', 'accuracy']
+           'small_cnn', 'pixels', 'PatchTransformer', 'small_vit', 'train_classifier', 'accuracy']
 
 # %% ../nbs/02_encoders.ipynb #57de3610
 from urllib.error import URLError
@@ -95,7 +95,7 @@ def efficientnet_lite0(pretrained: bool = True, size: int = 224, variant: int = 
     model._fc = nn.Identity()
     return Encoder(model, size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # trained on (x - 127) / 128 of 8-bit pixels
 
-# %% ../nbs/02_encoders.ipynb #2d2ed43f
+# %% ../nbs/02_encoders.ipynb #826c01e6
 def small_cnn(in_channels: int = 1, width: int = 32) -> Encoder:
     "Four convolutions, the image halved at the first and the third, pooled to 4 * width features; random weights."
     def block(c_in, c_out, stride):
@@ -103,6 +103,11 @@ def small_cnn(in_channels: int = 1, width: int = 32) -> Encoder:
     network = nn.Sequential(block(in_channels, width, 2), block(width, 2 * width, 1), block(2 * width, 4 * width, 2), block(4 * width, 4 * width, 1),
                             nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Encoder(network, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
+
+
+def pixels(in_channels: int = 1) -> Encoder:
+    "The image itself as features: C H W of them, in [-1, 1]. Linear, so a control without depth."
+    return Encoder(nn.Flatten(), mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
 
 
 class PatchTransformer(nn.Module):

@@ -12,10 +12,10 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples',
            'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables',
            'run_many', 'push', 'table_rows', 'row_settings', 'prefixes', 'table_cells', 'resolve_scale', 'Request',
-           'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'publish',
-           'training_seconds', 'samples_of', 'training_log']
+           'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'write_csv',
+           'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log']
 
-# %% ../nbs/15_experiments.ipynb #0d842790
+# %% ../nbs/15_experiments.ipynb #01a91e12
 import difflib
 import hashlib
 import json
@@ -42,14 +42,14 @@ from tqdm.auto import tqdm
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, low_noise_weight, moment_weight, signal_weight
-from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
+from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
 from .training import draw_batch, read_log, save_weights, train
 from .unet import UNet
 
-# %% ../nbs/15_experiments.ipynb #aa34772e
+# %% ../nbs/15_experiments.ipynb #0e20c443
 PROCESSES = {"edm": EDM, "lvp": LVP, "ddpm": DDPM}
 NETWORKS = {"unet": UNet}
 STRUCTURES = {"pairs": StructuralLoss, "features": FeatureLoss, "logit": LogitLoss}  # Eq. 6, the per-image and the real/fake control
@@ -60,6 +60,7 @@ TIME_WEIGHTS = {"signal": signal_weight, "signal1": partial(signal_weight, power
 TRAINED_ENCODERS = {"small_cnn": small_cnn, "small_vit": small_vit}
 ENCODERS = {**TRAINED_ENCODERS, "small_cnn_random": small_cnn, "resnet18_random_32": lambda in_channels: resnet18(pretrained=False, size=32),
             "efficientnet_lite0_64": lambda in_channels: efficientnet_lite0(size=64), "efficientnet_lite2_64": lambda in_channels: efficientnet_lite0(size=64, variant=2),
+            "pixels": pixels,
             "inception_v3": lambda in_channels: inception_v3(), "resnet18": lambda in_channels: resnet18(), "vit_b_16": lambda in_channels: vit_b_16()}
 
 DEFAULTS = dict(
@@ -93,6 +94,7 @@ def complete(settings: dict) -> dict:
                for key, known in dict(data=DATASETS, process=PROCESSES, network=NETWORKS, structure=STRUCTURES, encoder=ENCODERS,
                                       time_weight=TIME_WEIGHTS, independent_encoder=ENCODERS).items() if settings[key] not in known]
     if settings["device"] not in ("auto", "cpu"): missing.append(f"device must be auto or cpu, got {settings['device']!r}")
+    if settings["structure"] == "logit" and any(name == "sg" for name, _ in settings["phases"]): missing.append("structure 'logit' learns in sat phases only: before them it pulls nowhere, got an sg phase")
     if missing: raise ValueError("; ".join(missing))
     phases = {name for name, _ in settings["phases"]}
     idle = STRUCTURE_KEYS if phases <= {"plain"} else ADVERSARIAL_KEYS if "sat" not in phases else ()
@@ -247,7 +249,7 @@ def train_run(settings: dict, data: ImageData, runs: Path, wait: bool = False) -
     finally: lock.release()
     return folder
 
-# %% ../nbs/15_experiments.ipynb #c2371af3
+# %% ../nbs/15_experiments.ipynb #fbb456f4
 def sample_seeds(settings: dict) -> list[int]:
     "The seeds of a run's samples: equal for runs of equal seed (pairs), different for runs of different seeds (a spread over seeds includes sampling)."
     first = settings["seed"] * settings["n_samples"]
@@ -296,13 +298,14 @@ def evaluate(settings: dict, folder: Path, runs: Path) -> dict:
 def distances(settings: dict, images, runs: Path, device: str = "cpu") -> dict:
     """Frechet distances of 8-bit images (N, C, H, W) to the held-out images, in both encoders of the settings;
     precision and recall in the independent one, among equally many real images."""
-    test, result = first_images(load_data(settings["data"], "test"), settings["n_reference"]), {}
+    test, result, features = first_images(load_data(settings["data"], "test"), settings["n_reference"]), {}, {}
     stats = lambda features: FeatureStats(features.shape[1]).add(features)
     for name, encoder in (("fd_discriminator", settings["encoder"]), ("fd_independent", settings["independent_encoder"])):
         encoder = cached_encoder(encoder, settings["data"], settings["encoder_steps"], runs).to(device)
-        real, fake = reference_features(encoder, test, runs, device), image_features(encoder, images, device=device)
+        features[name] = real, fake = reference_features(encoder, test, runs, device), image_features(encoder, images, device=device)
         result[name] = frechet_distance(stats(real), stats(fake))
         result[f"{name}_weights"] = weights_checksum(encoder)
+    real, fake = features["fd_independent"]
     n = min(len(real), len(fake))
     result["precision"], result["recall"] = precision_recall(real[:n], fake[:n])
     return result
@@ -390,38 +393,39 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
             raise
     return [run(settings, runs) for settings in experiments]  # all there: read in the order asked for
 
-# %% ../nbs/15_experiments.ipynb #91803076
+# %% ../nbs/15_experiments.ipynb #1e9c31bd
 def push(result: dict,       # of a run with a structural phase
          runs: Path,
          batches: int = 4,   # norms are averaged over these
-        ) -> dict:           # gradient norms: denoising loss, structural loss, per-image feature loss of equal omega
+        ) -> dict:           # gradient norms: denoising loss, the run's own structural term, per-image feature loss of equal omega
     "Gradient norm of each term at the end of a run, with the encoder as it was before any adversarial step."
     settings, data = result["settings"], load_data(result["settings"]["data"], "train")
-    net, process, structure = build({**settings, "structure": "pairs"}, data, runs)
+    if settings["structure"] == "logit": raise ValueError("a real/fake logit is 0 before its first adversarial step: there is no push to measure, got structure 'logit'")
+    net, process, structure = build(settings, data, runs)
     net.load_state_dict(load_file(Path(result["folder"]) / "ema.safetensors"))
     feature = FeatureLoss(structure.encoder, omega=settings["omega"], time_weight=structure.time_weight)
     norms = dict(denoising=0., structure=0., feature=0.)
     for step in range(batches):
-        x0, _, t, _, eps = draw_batch(data, process, step, settings["seed"], settings["batch_size"], 1, False)
+        x0, _, t, group, eps = draw_batch(data, process, step, settings["seed"], settings["batch_size"], settings["group_size"], settings["flip"])
         out = Denoiser(net, process).loss(x0, t=t, eps=eps)
-        for name, term in dict(denoising=out.loss.mean(), structure=structure(x0, out.x0_hat, out.sigma), feature=feature(x0, out.x0_hat, out.sigma)).items():
+        for name, term in dict(denoising=out.loss.mean(), structure=structure(x0, out.x0_hat, out.sigma, group), feature=feature(x0, out.x0_hat, out.sigma)).items():
             gradient = torch.autograd.grad(term, list(net.parameters()), retain_graph=True)
             norms[name] += torch.stack([g.norm() for g in gradient]).norm().item() / batches
     return norms
 
-# %% ../nbs/15_experiments.ipynb #1d13cc7b
+# %% ../nbs/15_experiments.ipynb #4b135c7f
 TABLE5 = {  # row: phases of the first and the second part, and other differences
     "ddpm": dict(phases=("plain", "plain")),
     "sg": dict(phases=("sg", "sg")),
     "sat": dict(phases=("sg", "sat")),
     "sg_then_plain": dict(phases=("sg", "plain")),
     "feature": dict(phases=("sg", "sg"), structure="features"),
-    "sat_slow": dict(phases=("sg", "sat"), encoder_lr=2e-5),
+    "sat_slow": dict(phases=("sg", "sat"), encoder_lr_ratio=0.01),  # of lr; the others: 0.1
     "ddpm_short": dict(phases=("plain",)),
 }
 
-# %% ../nbs/15_experiments.ipynb #1e105b46
-SADM = dict(phases=("sg", "sat"), encoder_lr=2e-5)
+# %% ../nbs/15_experiments.ipynb #f13d9322
+SADM = dict(phases=("sg", "sat"), encoder_lr_ratio=0.01)
 PLAIN = dict(phases=("plain", "plain"))
 
 TABLE7 = {
@@ -440,9 +444,9 @@ FIG7 = {row: {**settings, "independent_encoder": "efficientnet_lite2_64"} for ro
     "resnet18_random": {**SADM, "encoder": "resnet18_random_32"},
     "efficientnet_lite0": {**SADM, "encoder": "efficientnet_lite0_64"}}.items()}
 FIG7_FULL = {"plain": PLAIN, **{name: {**SADM, "encoder": name} for name in ("inception_v3", "resnet18", "vit_b_16")}}
-FIG8 = {"plain": PLAIN, "sat_slow": SADM, "sat": dict(phases=("sg", "sat"))}
+FIG8 = {"plain": PLAIN, "sg": dict(phases=("sg", "sg")), "sat_slow": SADM, "sat": dict(phases=("sg", "sat"))}
 
-# %% ../nbs/15_experiments.ipynb #0e2f3acd
+# %% ../nbs/15_experiments.ipynb #376eb059
 SCALES = {  # differences from DEFAULTS
     "smoke": dict(batch_size=16, warmup=50, encoder_steps=5, n_samples=16, n_reference=100, sampler_steps=3),
     "quick": {},
@@ -495,7 +499,9 @@ def row_settings(table: str,                # of TABLES
     if column not in columns: raise ValueError(f"{table} at scale {scale} has the columns {', '.join(columns)}, got {column!r}")
     base = {**FULL_DEFAULTS, **FULL[column]} if scale == "full" else {"batch_size": TABLES[table]["batch_size"], **SCALES[scale], "steps": steps[scale]}
     phases = [[name, n // pieces] for name, n, pieces in zip(rows[row]["phases"], base["steps"], TABLES[table]["pieces"]) for _ in range(pieces)]
-    return {key: value for key, value in {**base, **rows[row], "phases": phases, "seed": seed}.items() if key not in ("steps", "needs")}
+    settings = {**base, **rows[row], "phases": phases, "seed": seed}
+    if "encoder_lr_ratio" in settings: settings["encoder_lr"] = round(settings["encoder_lr_ratio"] * settings.get("lr", DEFAULTS["lr"]), 12)
+    return {key: value for key, value in settings.items() if key not in ("steps", "needs", "encoder_lr_ratio")}
 
 
 def prefixes(settings: dict) -> list[dict]:
@@ -515,7 +521,7 @@ def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> li
         return done
     return [(*cell, settings(*cell)) for cell in cells]
 
-# %% ../nbs/15_experiments.ipynb #17cc5de6
+# %% ../nbs/15_experiments.ipynb #ecb60771
 def resolve_scale(scale: str, table: str) -> str:
     "`auto` is full where CUDA and all of the table's data and networks are there, else quick."
     if scale != "auto": return scale
@@ -549,6 +555,7 @@ def check_request(table: str | dict,         # of TABLES, or the rows there are
     rows = split(rows) or list(known)
     for row in rows:
         if row not in known: raise ValueError(f"unknown row {row!r}; the rows are {', '.join(known)}")
+    if len(set(rows)) < len(rows): raise ValueError(f"rows must be different, got {', '.join(rows)}")
     try: seeds = [int(seed) for seed in split(seeds)] or list(SEEDS[scale])
     except ValueError: raise ValueError(f"seeds must be whole numbers like 0,1,2, got {seeds!r}") from None
     if min(seeds) < 0 or len(set(seeds)) < len(seeds): raise ValueError(f"seeds must be different numbers from 0 on, got {seeds}")
@@ -556,7 +563,7 @@ def check_request(table: str | dict,         # of TABLES, or the rows there are
     runs.mkdir(parents=True, exist_ok=True)
     return Request(scale, seeds, rows, runs)
 
-# %% ../nbs/15_experiments.ipynb #7881e9f9
+# %% ../nbs/15_experiments.ipynb #352051ff
 EARLY, LATE = (450, 150), (900, 300)  # steps of the two parts, of 32 images; at half of EARLY no sample looks like an image yet
 
 
@@ -583,11 +590,16 @@ OMEGA = {
     "inner": {**EARLY_SG, "relation": "inner", "omega": 5.},  # pulls as hard as cosine with 1 (`push`, before the study)
     "random_1000": {**EARLY_SG, "encoder": "small_cnn_random", "omega": 1000., "baseline": "plain_random"},  # its cosines hardly differ from 1: omega = 1 would pull nowhere
     "plain_random": {**EARLY_PLAIN, "encoder": "small_cnn_random"},  # plain, measured in the random encoder
+    "plain_pixels": {**EARLY_PLAIN, "encoder": "pixels"},
+    "inner_pixels": {**EARLY_SG, "encoder": "pixels", "relation": "inner", "omega": 100., "baseline": "plain_pixels"},  # both pull as hard as signal2_10
+    "cosine_pixels": {**EARLY_SG, "encoder": "pixels", "omega": 100., "baseline": "plain_pixels"},
     "sat_fast": {**EARLY_SAT, "encoder_lr": 2e-4},
     "sat_slow": EARLY_SAT,
     "sat_long": {**in_parts("sg", "sat", (150, 450)), "encoder_lr": 2e-5},
     "sat_random": {**EARLY_SAT, "encoder": "small_cnn_random", "baseline": "plain_random"},
     "logit": {**in_parts("plain", "sat"), "structure": "logit", "encoder_lr": 2e-5},
+    "logit_fast": {**in_parts("plain", "sat"), "structure": "logit", "encoder_lr": 2e-4},
+    "sat_random_1000": {**EARLY_SAT, "encoder": "small_cnn_random", "omega": 1000., "baseline": "plain_random"},
     "g8": {**EARLY_SG, "group_size": 8, "baseline": "plain_g8"},
     "g32": {**EARLY_SG, "group_size": 32, "baseline": "plain_g32"},
     "plain_g8": {**EARLY_PLAIN, "group_size": 8},
@@ -631,32 +643,59 @@ def omega_cells(scale: str, rows: list[str], seeds: list[int] | None = None) -> 
     if scale != "study": cells = [("live", "fashion16", row, seed) for seed in seeds or (0,) for row in rows]
     else: cells = chosen("screen", OMEGA, OMEGA_SCREEN["data"], OMEGA_SCREEN["seeds"]) + \
                   chosen("confirm", OMEGA_CONFIRM["rows"], OMEGA_CONFIRM["data"], OMEGA_CONFIRM["seeds"])
+    if not cells: raise ValueError(f"nothing to run: the screen has the seeds {OMEGA_SCREEN['seeds']}, the confirmation {OMEGA_CONFIRM['seeds']} and the rows {', '.join(OMEGA_CONFIRM['rows'])}, got {seeds} and {', '.join(rows)}")
     return [(*cell, complete(omega_settings(cell[2], scale, cell[3], cell[1]))) for cell in cells]
 
-# %% ../nbs/15_experiments.ipynb #2b467586
+# %% ../nbs/15_experiments.ipynb #53b6d863
 def results_frame(results: list[dict],  # of `run`
                   rows: list[str],      # the row each belongs to
                   scale: str,
                  ) -> pd.DataFrame:     # one line per run
     """Results as one line per run, ready for `sadm.report` and for `data/results/`. `commit` and `code` name all that had a part in the
-    result, the training of its earlier phases included; `*_weights` are checksums of the encoders the distances were measured in, `settings` is a hash of all settings."""
+    result, the training of its earlier phases included; `*_weights` are checksums of the encoders the distances were measured in, `settings` is a hash of
+    all settings and `differences` those that are not the default; `seconds` is the training's time, on whatever machine it ran beside whatever else."""
     def line(row, r):
         settings, parts = r["settings"], [*r["trained"], r["evaluated"]]
         return dict(row=row, seed=settings["seed"], data=settings["data"], scale=scale, images=sum(n for _, n in settings["phases"]) * settings["batch_size"],
                     **{key: r[key] for key in ("fd_independent", "fd_discriminator", "precision", "recall", *(f"loss_{sigma:g}" for sigma in LOSS_SIGMAS),
                                                "fd_independent_weights", "fd_discriminator_weights", "n_samples", "nfe")},
-                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, settings=settings_hash(settings))
+                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, seconds=round(training_seconds(r), 1),
+                    settings=settings_hash(settings), differences=json.dumps({key: value for key, value in settings.items() if value is not None and value != DEFAULTS[key]}))
     return pd.DataFrame([line(row, r) for row, r in zip(rows, results)])
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    "Written aside and renamed: a study's only copy is never half a file."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".writing")
+    frame.to_csv(aside, index=False, float_format="%.6g")
+    os.replace(aside, path)
 
 
 def publish(frame: pd.DataFrame, path: Path) -> None:
     "Write a study's results where they are committed. A file that holds other seeds or rows than these is never narrowed."
     if path.exists():
         old = pd.read_csv(path)
-        lost = set(zip(old["row"], old["seed"])) - set(zip(frame["row"], frame["seed"]))
+        keys = [key for key in ("row", "seed", "images", "sigma") if key in old and key in frame]
+        lost = set(old[keys].itertuples(index=False, name=None)) - set(frame[keys].itertuples(index=False, name=None))
         if lost: raise ValueError(f"{path} holds {len(lost)} results that these do not (e.g. {sorted(lost)[0]}); run all rows and seeds, or move it away")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False, float_format="%.6g")
+    write_csv(frame, path)
+
+
+def run_table(table: str, cells: list[tuple], request: Request) -> tuple[list, pd.DataFrame, pd.DataFrame]:
+    """Run the cells (data set, row, seed, settings) of a table or figure: their results, a line for each, and the lines to show,
+    which are the committed study's if there is one. A whole study is published."""
+    results = run_many([settings for *_, settings in cells], request.runs)
+    live, study_file = results_frame(results, [row for _, row, *_ in cells], request.scale), root() / "data" / "results" / f"{table}.csv"
+    write_csv(live, request.runs / f"{table}-{request.scale}.csv")
+    if request.scale == "study" and set(request.rows) == set(table_rows(table, "study")) and set(request.seeds) >= set(SEEDS["study"]): publish(live, study_file)
+    return results, live, pd.read_csv(study_file) if study_file.exists() else live
+
+
+def other_code(frame: pd.DataFrame) -> str:
+    "Says which results other code than the present had a part in."
+    other = frame.loc[frame["code"] != code_checksum(), ["run", "commit", "code"]].drop_duplicates()
+    return f"all results were made by this code ({code_checksum()})" if other.empty else f"kept results that other code had a part in:\n{other.to_string(index=False)}"
 
 
 def training_seconds(result: dict) -> float:

@@ -243,7 +243,7 @@ def relation_weight(delta: float,                    # noise of y
     if not delta > 0: raise ValueError(f"delta must be > 0, got {delta}")
     return 1 / (2 * (delta**2 + torch.as_tensor(variance)))
 
-# %% ../nbs/13_joint.ipynb #21e33684
+# %% ../nbs/13_joint.ipynb #3ef47f0f
 @torch.no_grad()
 def relation_variance(images: Tensor,            # (N, ...) clean images, taken for the whole data set
                       sigmas: Tensor,            # (K,) noise levels sigma_t / alpha_t > 0
@@ -252,8 +252,9 @@ def relation_variance(images: Tensor,            # (N, ...) clean images, taken 
                       n: int = 64,               # noised images an average is taken over, n (n - 1) pairs
                       generator: torch.Generator | None = None,
                      ) -> Tensor:                # (K,) v_t
-    "Var(M | xt) averaged over pairs of noised images, for the empirical distribution of `images`. Memory grows with N^2."
-    M, flat = affinity(encoder(images), relation).double(), images.flatten(1).double()
+    """Var(M | xt) averaged over pairs of noised images, for the empirical distribution of `images`. Memory grows with N^2.
+    Too small where the noise leaves only one of the N images in question but would leave many of the distribution's: it grows with N."""
+    M, flat = affinity(torch.cat([encoder(x) for x in images.split(250)]), relation).double(), images.flatten(1).double()
     pick = torch.randint(len(flat), (n,), generator=generator)
     off = ~torch.eye(n, dtype=torch.bool)
     def one(sigma):

@@ -44,7 +44,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     overlap = np.sqrt(np.linalg.eigvalsh(root @ b.cov @ root).clip(0)).sum()
     return float(np.square(a.mean - b.mean).sum() + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap)
 
-# %% ../nbs/08_metrics.ipynb #b15959fc
+# %% ../nbs/08_metrics.ipynb #04b7720b
 @torch.no_grad()
 def image_features(encoder: nn.Module,      # images in [-1, 1] -> (B, D)
                    images: Tensor,          # (N, C, H, W) uint8: what a viewer would see
@@ -56,19 +56,10 @@ def image_features(encoder: nn.Module,      # images in [-1, 1] -> (B, D)
     return torch.cat([encoder(to_float(x).to(device)).float().cpu() for x in tqdm(images.split(batch_size), desc="features", leave=False)])
 
 
-@torch.no_grad()
-def image_stats(encoder: nn.Module,      # images in [-1, 1] -> (B, D)
-                images: Tensor,          # (N, C, H, W) uint8: what a viewer would see
-                batch_size: int = 250,
-                device: str | torch.device = "cpu",
-               ) -> FeatureStats:
+def image_stats(encoder: nn.Module, images: Tensor, batch_size: int = 250, device: str | torch.device = "cpu") -> FeatureStats:  # as in `image_features`
     "Feature statistics of 8-bit images."
-    if images.dtype != torch.uint8: raise ValueError(f"metrics are computed on 8-bit images (see to_uint8), got {images.dtype}")
-    stats = None
-    for x in tqdm(images.split(batch_size), desc="features", leave=False):
-        features = encoder(to_float(x).to(device))
-        stats = (stats or FeatureStats(features.shape[1])).add(features)
-    return stats
+    features = image_features(encoder, images, batch_size, device)
+    return FeatureStats(features.shape[1]).add(features)
 
 # %% ../nbs/08_metrics.ipynb #8d8d4e0f
 def precision_recall(real: Tensor,  # (N, D) features

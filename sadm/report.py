@@ -132,7 +132,7 @@ def compare(results: pd.DataFrame,  # one line per row and seed: columns `row`, 
     words = [verdict(line) if line["row"] in rows else "baseline" if line["row"] == baseline else "not compared" for _, line in lines.iterrows()]
     return lines[["row", "mean", "sd", "n", *TESTED[:4], "p_holm", *TESTED[4:], "margin", "alpha"]].assign(verdict=words)
 
-# %% ../nbs/16_report.ipynb #04a0b11d
+# %% ../nbs/16_report.ipynb #ee7d3f4f
 def compare_pairs(results: pd.DataFrame,   # as for `compare`
                   metric: str,
                   pairs: Sequence[tuple],  # (row, baseline) of each comparison; corrected together
@@ -145,6 +145,7 @@ def compare_pairs(results: pd.DataFrame,   # as for `compare`
         if row not in values: raise ValueError(f"row must be one of {', '.join(results['row'].unique())}, got {row!r}")
         a, b = values.loc[seeds, row], values.loc[seeds, baseline]
         return dict(row=row, baseline=baseline, mean=a.mean(), n=len(a), **paired_test(a, b, margin, alpha, len(pairs)))
+    if not pairs: raise ValueError("no pairs to compare: are the runs of a row and its baseline there?")
     frame = pd.DataFrame([line(*pair) for pair in pairs]).assign(margin=margin, alpha=alpha)
     frame["p_holm"] = holm(frame["p"])
     return frame.assign(verdict=[verdict(line) for _, line in frame.iterrows()])
