@@ -54,6 +54,7 @@ def draw_batches(labels: Tensor,        # (N,) integers
     return usable[:n_batches]
 
 
+
 # %% ../nbs/14_heatmap.ipynb #a7bb2eb4
 @torch.no_grad()
 def denoised(denoiser: Denoiser,  # unconditional, under any forward process
