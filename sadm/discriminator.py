@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['signal_weight', 'constant_weight', 'low_noise_weight', 'moment_weight', 'share_times', 'StructuralLoss',
-           'FeatureLoss', 'LogitLoss']
+           'FeatureLoss', 'LogitLoss', 'gradient_norms']
 
 # %% ../nbs/03_discriminator.ipynb #b69371d3
 import math
@@ -111,6 +111,7 @@ class StructuralLoss(nn.Module):
         return -self.compare(real, fake, omega_t, group)
 
 
+
 # %% ../nbs/03_discriminator.ipynb #a12c3731
 class FeatureLoss(StructuralLoss):
     """A control, not in the paper: omega_t times the squared distance of *each* image's features to its own, at unit length.
@@ -138,3 +139,12 @@ class LogitLoss(StructuralLoss):
         "For the encoder: cross-entropy of telling real from predicted."
         real, fake = self.encoder(torch.cat([x0.detach(), x0_hat.detach()]))[:, 0].chunk(2)
         return (self.omega_t(x0, x0_hat, sigma) * (F.softplus(-real) + F.softplus(fake))).mean()
+
+# %% ../nbs/03_discriminator.ipynb #67071a37
+def gradient_norms(terms: dict[str, Tensor],  # scalars from one forward pass, e.g. dict(denoising=..., structure=...)
+                   parameters,                # of the denoiser
+                  ) -> dict[str, float]:
+    "How hard each term pulls: the norm of its gradient at the denoiser's weights. The graph is kept for the training step."
+    parameters = [p for p in parameters if p.requires_grad]
+    norm = lambda term: torch.cat([g.flatten() for g in torch.autograd.grad(term, parameters, retain_graph=True)]).norm().item()
+    return {name: norm(term) for name, term in terms.items()}

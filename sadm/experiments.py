@@ -7,13 +7,14 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS', 'TABLE5', 'SADM',
            'PLAIN', 'TABLE7', 'FIG6', 'FIG7', 'FIG7_FULL', 'FIG8', 'SCALES', 'SEEDS', 'FULL', 'FULL_DEFAULTS', 'TABLES',
            'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA', 'OMEGA_SCREEN',
-           'OMEGA_CONFIRM', 'complete', 'settings_hash', 'run_folder', 'result_path', 'write_json', 'current_commit',
-           'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder', 'weights_checksum',
-           'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples',
-           'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables',
-           'run_many', 'push', 'table_rows', 'row_settings', 'prefixes', 'table_cells', 'resolve_scale', 'Request',
-           'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'write_csv',
-           'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log']
+           'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path', 'write_json',
+           'current_commit', 'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder',
+           'weights_checksum', 'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser',
+           'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done',
+           'environment_variables', 'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings', 'prefixes',
+           'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings',
+           'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds',
+           'samples_of', 'training_log', 'push_frame', 'continue_study']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import difflib
@@ -41,12 +42,12 @@ from tqdm.auto import tqdm
 
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
-from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, low_noise_weight, moment_weight, signal_weight
+from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
 from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
-from .training import draw_batch, read_log, save_weights, train
+from .training import PHASES, draw_batch, load_checkpoint, read_log, save_weights, train, training_step
 from .unet import UNet
 
 # %% ../nbs/15_experiments.ipynb #0e20c443
@@ -397,21 +398,47 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
 def push(result: dict,       # of a run with a structural phase
          runs: Path,
          batches: int = 4,   # norms are averaged over these
-        ) -> dict:           # gradient norms: denoising loss, the run's own structural term, per-image feature loss of equal omega
-    "Gradient norm of each term at the end of a run, with the encoder as it was before any adversarial step."
+         trained_encoder: bool = False,  # the encoder as the run's adversarial phase left it; else as it was before
+        ) -> dict:           # gradient norms: denoising loss, the run's own structural term, per-image feature loss of equal omega (None for a logit)
+    "Gradient norm of each term at the end of a run."
     settings, data = result["settings"], load_data(result["settings"]["data"], "train")
-    if settings["structure"] == "logit": raise ValueError("a real/fake logit is 0 before its first adversarial step: there is no push to measure, got structure 'logit'")
     net, process, structure = build(settings, data, runs)
     net.load_state_dict(load_file(Path(result["folder"]) / "ema.safetensors"))
+    if trained_encoder:
+        if settings["phases"][-1][0] != "sat": raise ValueError(f"trained_encoder needs a run that ends with a sat phase, got {settings['phases']}")
+        structure.encoder.load_state_dict(load_checkpoint(Path(result["folder"]) / "last.pt")["encoder"])
+    logit = settings["structure"] == "logit"
+    if logit and not trained_encoder: raise ValueError("a real/fake logit is 0 before its first adversarial step: there is no push to measure, got structure 'logit'; say trained_encoder")
     feature = FeatureLoss(structure.encoder, omega=settings["omega"], time_weight=structure.time_weight)
-    norms = dict(denoising=0., structure=0., feature=0.)
+    norms = []
     for step in range(batches):
         x0, _, t, group, eps = draw_batch(data, process, step, settings["seed"], settings["batch_size"], settings["group_size"], settings["flip"])
         out = Denoiser(net, process).loss(x0, t=t, eps=eps)
-        for name, term in dict(denoising=out.loss.mean(), structure=structure(x0, out.x0_hat, out.sigma, group), feature=feature(x0, out.x0_hat, out.sigma)).items():
-            gradient = torch.autograd.grad(term, list(net.parameters()), retain_graph=True)
-            norms[name] += torch.stack([g.norm() for g in gradient]).norm().item() / batches
-    return norms
+        terms = dict(denoising=out.loss.mean(), structure=structure(x0, out.x0_hat, out.sigma, group))
+        if not logit: terms["feature"] = feature(x0, out.x0_hat, out.sigma)
+        norms.append(gradient_norms(terms, net.parameters()))
+    return {name: sum(n[name] for n in norms) / batches for name in terms}
+
+# %% ../nbs/15_experiments.ipynb #3b363a3d
+def step_seconds(settings: dict,    # complete, with an encoder
+                 runs: Path,
+                 rounds: int = 6,   # each times every phase once; the first is thrown away
+                 steps: int = 3,    # of each phase in a round
+                ) -> dict:          # phase -> median seconds of one training step
+    "Seconds of a plain, a guided and an adversarial training step, measured in turn."
+    settings = {**settings, "phases": [["sg", 1], ["sat", 1]]}
+    torch.set_num_threads(settings["threads"])
+    data = load_data(settings["data"], "train")
+    net, process, structure = build(settings, data, runs)
+    optimizer, encoder_optimizer = (torch.optim.Adam(module.parameters(), lr=0.) for module in (net, structure.encoder))
+    x0, _, t, group, eps = draw_batch(data, process, 0, settings["seed"], settings["batch_size"], settings["group_size"], settings["flip"])
+    times = {phase: [] for phase in PHASES}
+    for _ in range(rounds):
+        for phase in PHASES:
+            start = time.perf_counter()
+            for _ in range(steps): training_step(phase, Denoiser(net, process).loss(x0, t=t, eps=eps), x0, group, structure, optimizer, encoder_optimizer)
+            times[phase].append((time.perf_counter() - start) / steps)
+    return {phase: float(np.median(seconds[1:])) for phase, seconds in times.items()}
 
 # %% ../nbs/15_experiments.ipynb #4b135c7f
 TABLE5 = {  # row: phases of the first and the second part, and other differences
@@ -435,6 +462,11 @@ TABLE7 = {
     "l2-l2": {**SADM, "relation": "l2"},
     "cosine-l1": {**SADM, "distance": "l1"},
     "cosine-cosine": {**SADM, "distance": "cosine"},
+    # the same with omega such that they pull as hard as cosine-l2 does with 1 (`push` at the end of the quick run of seed 0, measured once, before these rows ran)
+    "l1-l2-equal": {**SADM, "relation": "l1", "omega": 0.022},
+    "l2-l2-equal": {**SADM, "relation": "l2", "omega": 1.6},
+    "cosine-l1-equal": {**SADM, "distance": "l1", "omega": 0.44},
+    "cosine-cosine-equal": {**SADM, "distance": "cosine", "omega": 0.64},
 }
 FIG6 = {"plain": PLAIN, "sadm": SADM}
 FIG7 = {row: {**settings, "independent_encoder": "efficientnet_lite2_64"} for row, settings in {
@@ -471,7 +503,7 @@ FULL_DEFAULTS = dict(encoder="inception_v3", independent_encoder="dinov2", n_sam
 # steps, batch_size: of the two parts, by scale (of full: FULL); pieces: into how many phases, each measured, the parts are cut; columns: the data sets of full scale
 TABLES = {
     "table5": dict(rows=TABLE5, steps=dict(smoke=(4, 2), quick=(600, 200), study=(600, 200)), batch_size=64, pieces=(1, 1), columns=("cifar10", "celeba", "imagenet")),
-    "table7": dict(rows=TABLE7, steps=dict(smoke=(2, 2), quick=(450, 150), study=(1200, 400)), batch_size=32, pieces=(1, 1), columns=("imagenet_dit",)),
+    "table7": dict(rows=TABLE7, full_rows={row: settings for row, settings in TABLE7.items() if not row.endswith("-equal")}, steps=dict(smoke=(2, 2), quick=(450, 150), study=(1200, 400)), batch_size=32, pieces=(1, 1), columns=("imagenet_dit",)),
     "fig6": dict(rows=FIG6, steps=dict(smoke=(4, 2), quick=(800, 200), study=(1600, 400)), batch_size=32, pieces=(4, 2), columns=("imagenet_dit",)),
     "fig7": dict(rows=FIG7, full_rows=FIG7_FULL, steps=dict(smoke=(2, 2), quick=(450, 150), study=(1200, 400)), batch_size=32, pieces=(1, 1), columns=("cifar10", "celeba", "imagenet")),
     "fig8": dict(rows=FIG8, steps=dict(smoke=(2, 3), quick=(450, 450), study=(1200, 600)), batch_size=32, pieces=(1, 3), columns=("cifar10", "celeba", "imagenet")),  # data not stated
@@ -479,7 +511,7 @@ TABLES = {
 
 
 def table_rows(table: str, scale: str) -> dict:
-    "The rows of a table or figure; Fig. 7 has others at full scale."
+    "The rows of a table or figure; Table 7 and Fig. 7 have others at full scale."
     if table not in TABLES: raise ValueError(f"there are the tables {', '.join(TABLES)}, got {table!r}")
     return TABLES[table].get("full_rows" if scale == "full" else "rows", TABLES[table]["rows"])
 
@@ -724,3 +756,47 @@ def training_log(results: list[dict], rows: list[str]) -> pd.DataFrame:
         for folder in stages(settings, data, runs):
             lines += [dict(run=Path(r["folder"]).name, row=row, seed=settings["seed"], **line) for line in read_log(folder / "metrics.jsonl")]
     return pd.DataFrame(lines)
+
+# %% ../nbs/15_experiments.ipynb #71149473
+STUDY_KEYS = ["stage", "data", "row", "seed", "settings"]  # what makes a line of a study's file
+
+
+def push_frame(cells: list[tuple],   # (stage, data set, row, seed, settings)
+               results: list[dict],  # of `run`, one each
+               runs: Path) -> pd.DataFrame:
+    "`push` of all runs with a structural term, one line for each encoder it can be measured with: before the adversary, after it."
+    lines = []
+    for (stage, data, row, seed, settings), result in zip(cells, results):
+        adversarial, logit = settings["phases"][-1][0] == "sat", settings["structure"] == "logit"
+        if all(name == "plain" for name, _ in settings["phases"]): continue
+        for encoder in (() if logit else ("before",)) + (("after",) if adversarial else ()):
+            norms = push(result, runs, trained_encoder=encoder == "after")
+            lines.append(dict(stage=stage, data=data, row=row, seed=seed, encoder=encoder, **norms, share=norms["structure"] / norms["denoising"]))
+    return pd.DataFrame(lines)
+
+
+def continue_study(cells: list[tuple],  # (stage, data set, row, seed, settings), see `omega_cells`
+                   runs: Path,
+                   scale: str,
+                   path: Path | None = None,  # the study's file; None: nothing is read or kept
+                   push_path: Path | None = None,  # the file of `push_frame`'s lines
+                  ) -> pd.DataFrame:    # all that the file holds now
+    "Run what a study's file does not hold yet, and add it block by block. One process at a time."
+    lock = None if path is None else held(Path(runs) / f"study-{path.stem}", wait=False)
+    try:
+        study = pd.read_csv(path, dtype={"settings": str}) if path is not None and path.exists() else pd.DataFrame(columns=STUDY_KEYS)
+        done, blocks = set(study[STUDY_KEYS].itertuples(index=False, name=None)), {}
+        for cell in cells:
+            stage, data, row, seed, settings = cell
+            if (stage, data, row, seed, settings_hash(settings)) not in done: blocks.setdefault((stage, data, seed), []).append(cell)
+        for (stage, *_), block in blocks.items():
+            results = run_many([settings for *_, settings in block], runs)
+            lines = results_frame(results, [row for _, _, row, *_ in block], scale).assign(stage=stage)
+            study = pd.concat([study, lines], ignore_index=True) if len(study) else lines
+            if path is not None: write_csv(study, path)
+            if push_path is not None:
+                pulls = push_frame(block, results, runs)
+                write_csv(pd.concat([pd.read_csv(push_path), pulls]).drop_duplicates(["stage", "data", "row", "seed", "encoder"], keep="last") if push_path.exists() else pulls, push_path)
+        return study
+    finally:
+        if lock is not None: lock.release()
