@@ -26,6 +26,7 @@ def sinusoidal_embedding(noise_label: Tensor,      # (B,) any scale: ln(sigma) /
                          max_period: float = 10_000,
                         ) -> Tensor:               # (B, width)
     "Sines and cosines of the noise label at geometrically spaced frequencies (Vaswani et al. 2017)."
+    if not noise_label.is_floating_point(): noise_label = noise_label.float()
     frequency = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=noise_label.device) / (width // 2))
     angle = noise_label[:, None] * frequency.to(noise_label)
     return torch.cat([angle.cos(), angle.sin()], 1)
@@ -251,8 +252,8 @@ class PositionalEmbedding(nn.Module):
     def forward(self, noise_label):  # (B,) -> (B, num_channels)
         half = self.num_channels // 2
         exponent = torch.arange(half, dtype=torch.float32, device=noise_label.device) / (half - self.endpoint)
-        angle = noise_label.float()[:, None] * self.max_period**-exponent
-        return torch.cat([angle.cos(), angle.sin()], 1).to(noise_label.dtype)
+        angle = noise_label[:, None] * (self.max_period**-exponent)  # integers times float32 are float32
+        return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 class FourierEmbedding(nn.Module):
@@ -262,7 +263,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
 
     def forward(self, noise_label):  # (B,) -> (B, num_channels)
-        angle = noise_label[:, None] * (2 * math.pi * self.freqs).to(noise_label)
+        angle = noise_label[:, None] * (2 * math.pi * self.freqs)
         return torch.cat([angle.cos(), angle.sin()], 1)
 
 
@@ -336,7 +337,7 @@ class SongUNet(nn.Module):
 
     def embed(self, noise_label, labels, augment_labels):  # (B,), (B,) or None, (B, augment_dim) or None -> (B, width)
         cos, sin = self.map_noise(noise_label).chunk(2, 1)
-        emb = torch.cat([sin, cos], 1)  # the published weights expect this order
+        emb = torch.cat([sin, cos], 1).to(self.map_layer0.weight.dtype)  # the published weights expect this order
         if self.map_label is not None:
             weights = one_hot(labels, self.label_dim, emb)
             if self.training and self.label_dropout: weights = weights * (torch.rand_like(weights[:, :1]) >= self.label_dropout)
@@ -419,7 +420,7 @@ class DhariwalUNet(nn.Module):
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None) -> Tensor:  # as in SongUNet
         check_images(x, self.in_channels, self.img_resolution)
         if labels is None or not self.label_dim: check_labels(labels, self.label_dim, len(x))
-        emb = self.map_noise(noise_label)
+        emb = self.map_noise(noise_label).to(self.map_layer0.weight.dtype)
         if self.map_augment is not None and augment_labels is not None: emb = emb + self.map_augment(augment_labels.to(emb))
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
@@ -513,7 +514,7 @@ class ADMStages(nn.Module):
         self.middle_block = nn.ModuleList([self.block(width, width), self.attention(width), self.block(width, width)])
         return widths, factor
 
-    def embed(self, timesteps): return self.time_embed(sinusoidal_embedding(timesteps, self.model_channels))  # (B,) -> (B, 4 model_channels)
+    def embed(self, timesteps): return self.time_embed(sinusoidal_embedding(timesteps, self.model_channels).to(self.time_embed[0].weight.dtype))  # (B,) -> (B, 4 model_channels)
 
     def run(self, stage, x, emb):
         for layer in stage: x = layer(x) if isinstance(layer, nn.Conv2d) else run_block(layer, x, emb, self.use_checkpoint)
