@@ -40,6 +40,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from .checkpoints import save_weights
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
@@ -47,7 +48,7 @@ from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixel
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
-from .training import PHASES, draw_batch, load_checkpoint, read_log, save_weights, train, training_step
+from .training import PHASES, draw_batch, load_checkpoint, read_log, train, training_step
 from .unet import UNet
 
 # %% ../nbs/15_experiments.ipynb #0e20c443
