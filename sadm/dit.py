@@ -154,8 +154,7 @@ class DiT(nn.Module):
                 labels: Tensor,  # (B,) integers; num_classes: no class
                ) -> Tensor:      # (B, out_channels, input_size, input_size)
         check_images(x, self.in_channels, self.input_size)
-        check_labels(labels, self.num_classes, len(x))
-        if not self.y_embedder.dropout_prob and labels.max() == self.num_classes: raise ValueError(f"trained without label dropout: labels must lie in 0 .. {self.num_classes - 1}, got {self.num_classes} (no class)")
+        check_labels(labels, self.num_classes, len(x), none=self.y_embedder.dropout_prob > 0)
         x, c = self.x_embedder(x) + self.pos_embed, self.t_embedder(t) + self.y_embedder(labels)
         for block in self.blocks: x = run_block(block, x, c, self.use_checkpoint)
         return self.unpatchify(self.final_layer(x, c))

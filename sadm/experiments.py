@@ -43,17 +43,23 @@ from tqdm.auto import tqdm
 from .checkpoints import save_weights
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
+from .dit import DiT
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
 from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
 from .training import PHASES, draw_batch, load_checkpoint, read_log, train, training_step
-from .unet import UNet
+from .unet import ADM, DDPMPP, ADMUNet, DDPMUNet, SongUNet, UNet
 
 # %% ../nbs/15_experiments.ipynb #0e20c443
-PROCESSES = {"edm": EDM, "lvp": LVP, "ddpm": DDPM}
-NETWORKS = {"unet": UNet}
+PROCESSES = {"edm": EDM, "lvp": LVP, "lvp_truncated": partial(LVP, truncation=1.), "ddpm": DDPM}
+NETWORKS = {  # of the side and the channels of the images (or latents), and `network_kwargs`; all but the first in their published sizes
+    "unet": UNet,
+    "ddpm": lambda side, channels, **more: DDPMUNet(side, channels, channels, **more),
+    "ddpmpp": lambda side, channels, **more: SongUNet(side, channels, channels, **{**DDPMPP, "augment_dim": 0, **more}),
+    "adm": lambda side, channels, **more: ADMUNet(side, channels, out_channels=2 * channels, **{**ADM, **more}),
+    "dit": lambda side, channels, **more: DiT(side, in_channels=channels, **more)}
 STRUCTURES = {"pairs": StructuralLoss, "features": FeatureLoss, "logit": LogitLoss}  # Eq. 6, the per-image and the real/fake control
 TIME_WEIGHTS = {"signal": signal_weight, "signal1": partial(signal_weight, power=1), "signal4": partial(signal_weight, power=4),
                 "low_noise": low_noise_weight, "constant": constant_weight, "moment": moment_weight}  # the last is told v_t by `time_weight`
@@ -490,16 +496,16 @@ SEEDS = {"smoke": (0,), "quick": (0,), "study": tuple(range(12)), "full": (0,)} 
 
 # What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (METHOD, inconsistencies). "needs": what the kit lacks besides data, network and encoders.
 FULL = {
-    "cifar10": dict(steps=(800_000, 500_000), data="cifar10", process="ddpm", network="ddpm_cifar10", batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
-                    needs="ancestral sampler of 1000 steps, FID against the training set"),                       # Ho et al. 2020: FID 3.17; EMA 0.9999
-    "celeba": dict(steps=(500_000, 500_000), data="celeba64", process="lvp", network="ddpmpp_celeba64", batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
-                   needs="RK45 sampler, Soft Truncation's times, FID against the training set"),                  # DDPM++: FID 2.32
-    "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm_256", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
-                     needs="learned variance, class labels, ancestral sampler of 250 steps with classifier guidance, FID against the training set"),  # ADM-G at 256: FID 4.59
-    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256", process="ddpm", network="dit_xl_2", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
-                         needs="latents, learned variance, class labels, ancestral sampler of 250 steps with guidance, FID against the training set"),  # DiT-XL/2-G: FID 2.27
+    "cifar10": dict(steps=(800_000, 500_000), data="cifar10", process="ddpm", network="ddpm", batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
+                    needs="its sampler (ancestral, 1000 steps) among a run's settings, FID against the training set"),  # Ho et al. 2020: FID 3.17; EMA 0.9999
+    "celeba": dict(steps=(500_000, 500_000), data="celeba64", process="lvp_truncated", network="ddpmpp", network_kwargs=dict(channel_mult=[1, 2, 2, 2], dropout=0.1), batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
+                   needs="its sampler (RK45) among a run's settings, FID against the training set"),  # DDPM++, Soft Truncation: FID 2.32
+    "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm", network_kwargs=dict(model_channels=256, num_res_blocks=2, channel_mult=[1, 1, 2, 2, 4, 4]), batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
+                     needs="class labels and its sampler (ancestral, 250 steps, classifier guidance) among a run's settings, FID against the training set"),  # ADM-G at 256: FID 4.59
+    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256", process="ddpm", network="dit", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
+                         needs="latents, class labels and its sampler (ancestral, 250 steps, guidance) among a run's settings, FID against the training set"),  # DiT-XL/2-G: FID 2.27
 }
-FULL_DEFAULTS = dict(encoder="inception_v3", independent_encoder="dinov2", n_samples=50_000, device="auto")
+FULL_DEFAULTS = dict(network_kwargs={}, encoder="inception_v3", independent_encoder="dinov2", n_samples=50_000, device="auto")
 
 # steps, batch_size: of the two parts, by scale (of full: FULL); pieces: into how many phases, each measured, the parts are cut; columns: the data sets of full scale
 TABLES = {

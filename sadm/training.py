@@ -161,7 +161,7 @@ def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safe
           start: Path | None = None,     # last.pt of a run of the earlier phases, to begin from
           batch_size: int = 64,
           lr: float = 1e-3,              # of the denoiser
-          encoder_lr: float | None = None,  # of the encoder in sat; lr / 10 if None
+          encoder_lr: float | None = None,  # of the encoder in sat; lr / 10 if None, for want of a published value: in reproduce/omega a tenth did harm, a hundredth did not
           warmup: int = 10_000,          # images over which lr rises from 0
           ema_halflife: float = 500_000, # images
           ema_rate: float | None = None, # fixed weight of the old average, in place of the half-life
