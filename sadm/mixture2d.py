@@ -4,10 +4,10 @@ r"""How far SG and SAT move the learned $\hat x_0$ from the posterior mean, at e
 
 # %% auto #0
 __all__ = ['POINT_ENCODERS', 'FIG2', 'FIG2_SCALES', 'seven_modes', 'moments', 'relation_vectors', 'Population', 'tabulate', 'rms',
-           'random_mlp', 'second_moments', 'target_vectors', 'population_distance', 'optimum', 'stationarity',
-           'adversarial', 'level_prior', 'BiasedDenoiser', 'wasserstein2', 'mode_statistics', 'log_likelihood',
-           'kl_divergence', 'measure_points', 'PointNet', 'train_points', 'lattice_predictions', 'point_settings',
-           'point_run']
+           'random_mlp', 'second_moments', 'target_vectors', 'population_distance', 'descend', 'optimum', 'mismatch',
+           'optimum_by_angle', 'adversarial', 'level_prior', 'BiasedDenoiser', 'wasserstein2', 'mode_statistics',
+           'log_likelihood', 'kl_divergence', 'measure_points', 'PointNet', 'train_points', 'lattice_predictions',
+           'point_settings', 'point_run']
 
 # %% ../nbs/18_mixture2d.ipynb #b6551ac5
 import json
@@ -78,12 +78,12 @@ def tabulate(world: Mixture,
     clean, noised = 1.4 / (low**-2 + narrow**-2)**.5, 1.4 * (low**2 + narrow**2)**.5
     if spacing > clean: raise ValueError(f"spacing must be at most {clean:.3f} for modes of width {narrow:.3g} at sigma {low:.3g}, got {spacing}")
     if step > noised: raise ValueError(f"the noised lattice's spacing must be at most {noised:.3f} at sigma {low:.3g}, got {step:.3f}: more points n, or less reach")
-    axis = torch.linspace(-reach, reach, n).to(world.means)
+    axis = torch.linspace(-reach, reach, n, dtype=world.means.dtype)
     z = centre + (sigmas**2 + variance).sqrt()[:, None, None] * torch.cartesian_prod(axis, axis)
     flat, level = z.flatten(0, 1), sigmas.repeat_interleave(n * n)
     q = world.log_prob(flat, level).unflatten(0, z.shape[:2]).softmax(1)
     corners = (world.means - 5 * world.std[:, None]).amin(0), (world.means + 5 * world.std[:, None]).amax(0)
-    x = torch.cartesian_prod(*(torch.arange(a.item(), b.item(), spacing).to(world.means) for a, b in zip(*corners)))
+    x = torch.cartesian_prod(*(torch.arange(a.item(), b.item(), spacing, dtype=world.means.dtype) for a, b in zip(*corners)))
     log_p = world.log_prob(x, torch.zeros_like(x[:, 0]))
     x, log_p = x[log_p > log_p.max() - 14], log_p[log_p > log_p.max() - 14]  # e^-14 of the peak density: nobody there
     posterior = torch.stack([(log_p - torch.cdist(points, x).square() / (2 * s**2)).softmax(1) for points, s in zip(z, sigmas)])
@@ -134,6 +134,31 @@ def population_distance(population: Population, x0_hat: Tensor, encoder: Callabl
     return C_vv.square().sum() - 2 * C_um.square().sum((1, 2)) + C_uu.square().sum((1, 2))
 
 # %% ../nbs/18_mixture2d.ipynb #6e8bb945
+def descend(population: Population,
+            x0_hat: Callable,            # of the variables: -> (L, G, D)
+            moved: Tensor,               # the variables' start
+            encoder: Callable,           # Psi: (B, D) -> (B, d); it stands still
+            omega: Tensor,               # (L,) omega_t
+            w: Tensor,                   # (L,) weight of the denoising term, e.g. EDM's
+            relation: str,
+            n_steps: int,                # L-BFGS iterations
+           ) -> Tensor:                  # (L, G, D) x0_hat
+    "Minimise the population form of Eq. 6 over any variables that x0_hat is a function of."
+    with torch.no_grad(): targets = target_vectors(population, encoder, relation)
+    moved = moved.requires_grad_()
+    search = torch.optim.LBFGS([moved], max_iter=n_steps, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-14, tolerance_grad=1e-9)
+    def objective():
+        search.zero_grad()
+        values = x0_hat(moved)
+        D = population_distance(population, values, encoder, relation, targets)
+        denoising = (population.q[..., None] * (values - population.x0_mean).square()).sum((1, 2))
+        value = (denoising + omega / w * values.shape[-1] * D).sum()
+        moved.grad, = torch.autograd.grad(value, moved)
+        return value
+    search.step(objective)
+    return x0_hat(moved).detach()
+
+
 def optimum(population: Population,
             encoder: Callable,           # Psi: (B, D) -> (B, d); it stands still
             omega: Tensor,               # (L,) omega_t
@@ -143,28 +168,31 @@ def optimum(population: Population,
             n_steps: int = 50,           # L-BFGS iterations
            ) -> Tensor:                  # (L, G, D) x0_hat
     "Minimise the population form of Eq. 6 over the values of x0_hat; a local minimum, reached from `start`."
-    with torch.no_grad(): targets = target_vectors(population, encoder, relation)
-    root, start = population.q.sqrt()[..., None], population.x0_mean if start is None else start
-    moved = torch.zeros_like(start, requires_grad=True)  # sqrt(q) (x0_hat - start)
-    x0_hat = lambda: start + moved / root.clamp_min(1e-12)
-    search = torch.optim.LBFGS([moved], max_iter=n_steps, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-14, tolerance_grad=1e-9)
-    def objective():
-        search.zero_grad()
-        D = population_distance(population, x0_hat(), encoder, relation, targets)
-        denoising = (population.q[..., None] * (x0_hat() - population.x0_mean).square()).sum((1, 2))
-        value = (denoising + omega / w * start.shape[-1] * D).sum()
-        moved.grad, = torch.autograd.grad(value, moved)
-        return value
-    search.step(objective)
-    return x0_hat().detach()
+    root, start = population.q.sqrt()[..., None].clamp_min(1e-12), population.x0_mean if start is None else start
+    return descend(population, lambda moved: start + moved / root, torch.zeros_like(start), encoder, omega, w, relation, n_steps)
 
-
-def stationarity(population: Population, x0_hat: Tensor, encoder: Callable, omega: Tensor, w: Tensor, relation: str = "cosine") -> Tensor:  # -> (L,)
-    "Root mean square of the two sides' difference in equation (b): 0 at an optimum, in the data's units."
+# %% ../nbs/18_mixture2d.ipynb #47bb75ea
+def mismatch(population: Population, x0_hat: Tensor, encoder: Callable, omega: Tensor, w: Tensor, relation: str = "cosine") -> Tensor:  # -> (L, G, D)
+    "Left side less right side of equation (b), in the data's units: 0 at an optimum."
     x0_hat = x0_hat.detach().requires_grad_()
     u, m, C_uu, C_um, _ = second_moments(population, x0_hat, encoder, relation)
     pull, = torch.autograd.grad(u, x0_hat, (u @ C_uu - m @ C_um.mT).detach())
-    return rms(population, x0_hat.detach() - population.x0_mean + 2 * x0_hat.shape[-1] * (omega / w)[:, None, None] * pull)
+    return x0_hat.detach() - population.x0_mean + 2 * x0_hat.shape[-1] * (omega / w)[:, None, None] * pull
+
+# %% ../nbs/18_mixture2d.ipynb #7f57d669
+def optimum_by_angle(population: Population,
+                     omega: Tensor,       # (L,) omega_t
+                     w: Tensor,           # (L,) weight of the denoising term
+                     start: Tensor,       # (L, G, 2) values whose angles to begin from
+                     n_steps: int = 200,  # L-BFGS iterations
+                    ) -> Tensor:          # (L, G, 2) x0_hat
+    "`optimum` for cosines of points in the plane: only the directions are searched, each has its best length."
+    root, angle = population.q.sqrt().clamp_min(1e-12), torch.atan2(start[..., 1], start[..., 0])
+    def x0_hat(moved):  # sqrt(q) (angle - start's)
+        turned = angle + moved / root
+        u = torch.stack([turned.cos(), turned.sin()], -1)
+        return u * (u * population.x0_mean).sum(-1, keepdim=True).clamp_min(1e-6)
+    return descend(population, x0_hat, torch.zeros_like(angle), nn.Identity(), omega, w, "cosine", n_steps)
 
 # %% ../nbs/18_mixture2d.ipynb #f0bfc7ff
 def adversarial(population: Population,

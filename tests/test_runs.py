@@ -10,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sadm.experiments import TABLE5, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages
+from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
 from sadm.data import load_data
+from sadm.mixture2d import FIG2
 from sadm.training import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,14 +128,27 @@ def test_raw_papermill_from_elsewhere_finds_the_kept_results(smoke, tmp_path):
 
 
 OTHERS = sorted(path.stem for path in (ROOT / "reproduce").glob("*.ipynb") if path.stem != "table5")
+SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES} | {  # rows at smoke scale, what is measured first
+    "fig2": (FIG2, "W2"),
+    "fig5": (["clean", "noised", "ddpm", "sg", "sat", "sat_slow"], "label_correlation"),
+    "omega": (["plain", "signal2_1", "sat_slow", "logit"], "fd_independent"),
+    "performance": (["ddpmpp", "adm", "dit"], "seconds")}
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_smoke_runs_every_stage(name, smoke):
-    "Every other table and figure, in the folder of Table 5's runs: what they share is made once."
+    "Every other table and figure, in the folder of Table 5's runs: what they share is made once. Rows, numbers, the runs behind them, a figure."
     runs, *_ = smoke
     done = subprocess.run([TOOL / "sadm", name, "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    rows, measure = SMOKE[name]
+    numbers = pd.read_csv(runs / f"{name}-smoke.csv")
+    assert set(numbers["row"]) == set(rows) and f"{name}-smoke.csv" in done.stdout
+    assert np.isfinite(numbers[measure]).all() and numbers[measure].nunique() > 1, "rows that do not differ"
+    if "run" in numbers:
+        made = numbers.dropna(subset="run")
+        assert len(made) and made["commit"].notna().all() and all((runs / run).is_dir() for run in made["run"])
+        assert set(rows) - set(made["row"]) <= {"clean", "noised"}, "rows without a run"
     executed = json.loads((runs / f"{name}-smoke.ipynb").read_text())
     assert any("image/png" in output.get("data", {}) for cell in executed["cells"] for output in cell.get("outputs", [])), "no figure"
 
