@@ -115,6 +115,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sadm.diffusion.ForwardProcess.log_snr': ('nbs/diffusion.html#forwardprocess.log_snr', 'sadm/diffusion.py'),
                                 'sadm.diffusion.ForwardProcess.noise_to_signal': ( 'nbs/diffusion.html#forwardprocess.noise_to_signal',
                                                                                    'sadm/diffusion.py'),
+                                'sadm.diffusion.ForwardProcess.noised': ('nbs/diffusion.html#forwardprocess.noised', 'sadm/diffusion.py'),
                                 'sadm.diffusion.ForwardProcess.transition': ( 'nbs/diffusion.html#forwardprocess.transition',
                                                                               'sadm/diffusion.py'),
                                 'sadm.diffusion.LVP': ('nbs/diffusion.html#lvp', 'sadm/diffusion.py'),

@@ -53,6 +53,16 @@ class ForwardProcess:
         "Eq. 1: a draw of q(z_t | x0) made with the given standard normal `eps`."
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
+    def noised(self,
+               x0: Tensor,               # (B, C, H, W) clean images
+               t: Tensor | None = None,  # (B,) times; drawn by `sample_t` if None
+               eps: Tensor | None = None,  # like x0; drawn if None
+               generator: torch.Generator | None = None,  # for what is drawn (on the CPU, so that any device sees the same numbers)
+              ) -> tuple[Tensor, Tensor]:  # (B, C, H, W) noised images, (B,) their times
+        "Training's noised images."
+        t = (self.sample_t(len(x0), generator) if t is None else t).to(x0.device)
+        return self.add_noise(x0, t, torch.randn(x0.shape, generator=generator).to(x0) if eps is None else eps), t
+
     def transition(self, s, t):  # (B,), (B,) with s < t -> (B,), (B,)
         "Eq. 2: the factor alpha_t / alpha_s and the deviation sigma_{t|s} of q(z_t | z_s)."
         variance = -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.sigma(t)**2
@@ -294,9 +304,7 @@ class Denoiser:
             ) -> DenoisingLoss:
         "Eq. 3 for each image, and x0_hat from the same network pass."
         if not x0.is_floating_point(): raise ValueError(f"x0 must be floating-point images in [-1, 1], got {x0.dtype}")
-        t = (self.process.sample_t(len(x0), generator) if t is None else t).to(x0.device)
-        eps = torch.randn(x0.shape, generator=generator).to(x0) if eps is None else eps
-        xt = self.process.add_noise(x0, t, eps)
+        xt, t = self.process.noised(x0, t, eps, generator)
         x0_hat, v = self.predict(xt, t, labels, **more)
         loss, vlb = self.process.weight(t).to(x0) * (x0_hat - x0).square().flatten(1).mean(1), None  # (B,)
         if v is not None:

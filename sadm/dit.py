@@ -7,7 +7,6 @@ __all__ = ['DIT_SIZES', 'PUBLISHED', 'sincos_positions', 'PatchEmbed', 'Timestep
            'modulate', 'DiTBlock', 'FinalLayer', 'DiT']
 
 # %% ../nbs/05_dit.ipynb #4ed2402b
-import math
 from functools import partial
 
 import torch

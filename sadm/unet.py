@@ -270,11 +270,15 @@ class FourierEmbedding(nn.Module):
 
 
 def one_hot(labels: Tensor,  # (B,) integers up to `classes`, which itself means no class; or (B, classes) weights, taken as they are
-            classes: int, like: Tensor) -> Tensor:  # (B, classes)
+            classes: int, like: Tensor,
+            hidden: float = 0.,  # share of the images whose weights are set to 0: no class
+           ) -> Tensor:  # (B, classes)
     "Class weights of each image."
-    if labels.ndim == 2 and labels.shape[1] == classes: return labels.to(like)
-    check_labels(labels, classes, len(labels))
-    return F.one_hot(labels, classes + 1)[:, :classes].to(like)
+    if labels.ndim == 2 and labels.shape[1] == classes: weights = labels.to(like)
+    else:
+        check_labels(labels, classes, len(labels))
+        weights = F.one_hot(labels, classes + 1)[:, :classes].to(like)
+    return weights * (torch.rand_like(weights[:, :1]) >= hidden) if hidden else weights
 
 # %% ../nbs/04_unet.ipynb #8485f8ee
 class SongUNet(nn.Module):
@@ -341,8 +345,7 @@ class SongUNet(nn.Module):
         cos, sin = self.map_noise(noise_label).chunk(2, 1)
         emb = torch.cat([sin, cos], 1).to(self.map_layer0.weight.dtype)  # the published weights expect this order
         if self.map_label is not None:
-            weights = one_hot(labels, self.label_dim, emb)
-            if self.training and self.label_dropout: weights = weights * (torch.rand_like(weights[:, :1]) >= self.label_dropout)
+            weights = one_hot(labels, self.label_dim, emb, self.label_dropout if self.training else 0.)
             emb = emb + self.map_label(weights * self.label_dim**0.5)
         if self.map_augment is not None and augment_labels is not None: emb = emb + self.map_augment(augment_labels.to(emb))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
@@ -426,8 +429,7 @@ class DhariwalUNet(nn.Module):
         if self.map_augment is not None and augment_labels is not None: emb = emb + self.map_augment(augment_labels.to(emb))
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
-            weights = one_hot(labels, self.label_dim, emb)
-            if self.training and self.label_dropout: weights = weights * (torch.rand_like(weights[:, :1]) >= self.label_dropout)
+            weights = one_hot(labels, self.label_dim, emb, self.label_dropout if self.training else 0.)
             emb = emb + self.map_label(weights)
         emb, skips = F.silu(emb), []
         for layer in self.enc.values():
@@ -629,9 +631,8 @@ def classifier_loss(classifier: nn.Module,         # classifier(xt, network time
                     generator: torch.Generator | None = None,
                    ) -> Tensor:                    # (B,)
     "Cross-entropy of each noised image, the training loss of a classifier for guidance (Dhariwal & Nichol 2021, Sec. 4)."
-    t = (process.sample_t(len(x0), generator) if t is None else t).to(x0.device)
-    eps = torch.randn(x0.shape, generator=generator).to(x0) if eps is None else eps
-    return F.cross_entropy(classifier(process.add_noise(x0, t, eps), process.network_time(t).to(x0)), labels, reduction="none")
+    xt, t = process.noised(x0, t, eps, generator)
+    return F.cross_entropy(classifier(xt, process.network_time(t).to(x0)), labels, reduction="none")
 
 # %% ../nbs/04_unet.ipynb #8eb23794
 class DDPMUNet(nn.Module):
