@@ -56,6 +56,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sadm.checkpoints.read_state_dict': ('nbs/checkpoints.html#read_state_dict', 'sadm/checkpoints.py'),
                                   'sadm.checkpoints.reason': ('nbs/checkpoints.html#reason', 'sadm/checkpoints.py'),
                                   'sadm.checkpoints.record_class': ('nbs/checkpoints.html#record_class', 'sadm/checkpoints.py'),
+                                  'sadm.checkpoints.replace_file': ('nbs/checkpoints.html#replace_file', 'sadm/checkpoints.py'),
                                   'sadm.checkpoints.save_weights': ('nbs/checkpoints.html#save_weights', 'sadm/checkpoints.py'),
                                   'sadm.checkpoints.scalar_of': ('nbs/checkpoints.html#scalar_of', 'sadm/checkpoints.py'),
                                   'sadm.checkpoints.storage_of': ('nbs/checkpoints.html#storage_of', 'sadm/checkpoints.py'),

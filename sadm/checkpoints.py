@@ -7,7 +7,7 @@ __all__ = ['PLAIN_TYPES', 'CALLEES', 'TORCH_ZIP', 'TORCH_LEGACY', 'Record', 'rec
            'tensor_of', 'parameter_of', 'NumberType', 'NumberArray', 'array_of', 'scalar_of', 'buffer_of', 'Callee',
            'latin1', 'TensorsOnly', 'module_tensors', 'plain', 'arguments', 'from_edm', 'unreadable', 'beginning',
            'reason', 'from_json', 'from_safetensors', 'from_pickle', 'read_state_dict', 'looks_like', 'without_prefix',
-           'misfits', 'load_weights', 'save_weights']
+           'misfits', 'load_weights', 'replace_file', 'save_weights']
 
 # %% ../nbs/05b_checkpoints.ipynb #92c66e02
 import argparse
@@ -294,12 +294,19 @@ def load_weights(net: nn.Module,
     return info
 
 # %% ../nbs/05b_checkpoints.ipynb #8a26e4db
+def replace_file(path: Path,
+                 write: Callable,  # write(path of a file beside it)
+                ) -> None:
+    "Write a file beside the old one, then rename it over: whatever moment the process dies, one whole file is there."
+    aside = path.with_suffix(".writing")
+    write(aside)
+    os.replace(aside, path)
+
+
 def save_weights(path: Path,
                  module: nn.Module,
                  metadata: dict | None = None,  # plain values that JSON can write, e.g. the constructor's arguments; `read_state_dict` gives them back (tuples as lists)
                 ) -> None:
     "Write a module's weights as safetensors, atomically."
-    path = Path(path)
-    aside = path.with_suffix(".writing")
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside, {name: json.dumps(value) for name, value in (metadata or {}).items()})
-    os.replace(aside, path)
+    tensors, texts = {name: value.contiguous() for name, value in module.state_dict().items()}, {name: json.dumps(value) for name, value in (metadata or {}).items()}
+    replace_file(Path(path), lambda aside: save_file(tensors, aside, texts))

@@ -40,7 +40,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .checkpoints import save_weights
+from .checkpoints import replace_file, save_weights
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .dit import DiT
@@ -133,9 +133,7 @@ def result_path(settings: dict, data: ImageData, runs: Path) -> Path:
 
 def write_json(path: Path, value) -> None:
     "Written aside and renamed: a reader never sees half a file."
-    aside = path.with_suffix(".writing")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(aside, path)
+    replace_file(path, lambda aside: aside.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 def current_commit() -> str:
@@ -706,9 +704,7 @@ def results_frame(results: list[dict],  # of `run`
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     "Written aside and renamed: a study's only copy is never half a file."
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".writing")
-    frame.to_csv(aside, index=False, float_format="%.6g")
-    os.replace(aside, path)
+    replace_file(path, lambda aside: frame.to_csv(aside, index=False, float_format="%.6g"))
 
 
 def publish(frame: pd.DataFrame, path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .augment import augment
-from .checkpoints import save_weights
+from .checkpoints import replace_file, save_weights
 from .data import ImageData, batch_indices, seed_of
 from .diffusion import Denoiser, DenoisingLoss, ForwardProcess, to_float
 from .discriminator import StructuralLoss, share_times
@@ -89,12 +89,12 @@ def ema_update(ema: nn.Module, net: nn.Module, decay: float) -> None:
 # %% ../nbs/11_training.ipynb #148f07d7
 def save_checkpoint(path: Path, state: dict) -> None:
     "Write `state` (tensors and plain containers) atomically."
-    aside = path.with_suffix(".writing")
-    with open(aside, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    def write(aside):
+        with open(aside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    replace_file(path, write)
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
@@ -196,9 +196,7 @@ def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safe
     if adversarial: parts |= {"encoder": structure.encoder, "encoder_optimizer": encoder_optimizer}
     last, log = folder / "last.pt", folder / "metrics.jsonl"
     done = resume(parts, last, start, accelerator.device)
-    aside = log.with_suffix(".writing")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in read_log(log, before=done)))
-    os.replace(aside, log)
+    replace_file(log, lambda aside: aside.write_text("".join(json.dumps(line) + "\n" for line in read_log(log, before=done))))
 
     def save(step):
         check_finite({"sum of the weights": sum(p.detach().sum() for p in parts["net"].parameters())}, f"step {step}", last, done)
