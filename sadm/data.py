@@ -38,19 +38,24 @@ def root() -> Path:
 class ImageData:
     "A split of a data set."
     name: str       # e.g. fashion16-train
-    images: "Tensor | PackedImages"  # (N, C, H, W) uint8: in memory, memory-mapped, or decoded when indexed
+    images: Tensor  # (N, C, H, W) uint8, in memory or memory-mapped; or `PackedImages`, which are decoded when indexed
     labels: Tensor  # (N,) int64, from 0
     checksum: str   # of images and labels, see `content_checksum`
 
     def __len__(self): return len(self.images)
 
-    def x0(self, index: Tensor,            # (B,) int64
-           flip: Tensor | None = None,     # (B,) bool, which to mirror
+    def fetch(self, index: Tensor,              # (B,) int64
+              flip: Tensor | None = None) -> Tensor:  # (B,) bool, which to mirror; -> (B, C, H, W) uint8
+        "Images as they are stored, which is how they should travel."
+        images = self.images[index]
+        if flip is not None: images[flip] = images[flip].flip(-1)
+        return images
+
+    def x0(self, images: Tensor,  # fetched, on any device
            seed: int = 0, position: Tensor | None = None,  # what latents draw their noise from (sadm.latents); images have none
-          ) -> Tensor:                     # (B, C, H, W) float32 in [-1, 1]
+          ) -> Tensor:            # (B, C, H, W) float32 in [-1, 1]
         "What a denoiser is trained on."
-        x0 = to_float(self.images[index])
-        return x0 if flip is None else torch.where(flip.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
+        return to_float(images)
 
 
 def content_checksum(images: Tensor, labels: Tensor) -> str:
@@ -193,7 +198,8 @@ class PackedImages:
             return file.read(length)
 
     def pixels(self, i: int) -> Tensor:  # -> (3, size, size) uint8
-        image = center_crop(open_image(self.encoded(i), f"{self.folder} image {i}").convert("RGB"), self.size)
+        image = open_image(self.encoded(i), f"{self.folder} image {i}")
+        image = center_crop(image if image.mode == "RGB" else image.convert("RGB"), self.size)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:  # -> (3, size, size) or (B, 3, size, size) uint8

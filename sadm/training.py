@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHASES', 'check_phases', 'phase_at', 'training_step', 'ema_decay', 'ema_update', 'save_checkpoint', 'load_checkpoint',
-           'read_log', 'draw_batch', 'resume', 'check_finite', 'train']
+           'read_log', 'draw_noise', 'draw_batch', 'resume', 'check_finite', 'train']
 
 # %% ../nbs/11_training.ipynb #969c85be
 import json
@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 
 from .augment import augment
 from .checkpoints import replace_file, save_weights
-from .data import ImageData, batch_indices, seed_of
-from .diffusion import Denoiser, DenoisingLoss, ForwardProcess, to_float
+from .data import ImageData, seed_of
+from .diffusion import Denoiser, DenoisingLoss, ForwardProcess
 from .discriminator import StructuralLoss, share_times
+from .loader import batch_at, loader
 
 # %% ../nbs/11_training.ipynb #cbeda5bf
 PHASES = ("plain", "sg", "sat")
@@ -117,16 +118,17 @@ def read_log(path: Path,                # metrics.jsonl
     return lines
 
 # %% ../nbs/11_training.ipynb #174bf9fd
-def draw_batch(data: ImageData, process: ForwardProcess, step: int, seed: int, batch_size: int, group_size: int, flip: bool):
-    "Everything step number `step` draws: x0 (B, C, H, W), labels (B,), t (B,), group (B,) or None, eps like x0; a function of (seed, step) alone."
+def draw_noise(process: ForwardProcess, x0: Tensor, step: int, seed: int, group_size: int):
+    "The times and the noise of step number `step`: t (B,), group (B,) or None, eps like x0, all on the CPU; a function of (seed, step) alone."
     g = torch.Generator().manual_seed(seed_of(seed, step, 0))
-    index = batch_indices(len(data), batch_size, step, seed)
-    x0 = to_float(data.images[index])
-    if flip: x0 = torch.where(torch.rand(batch_size, 1, 1, 1, generator=g) < 0.5, x0.flip(-1), x0)
-    t, group = share_times(process.sample_t(batch_size, g), group_size)
-    return x0, data.labels[index], t, group if group_size > 1 else None, torch.randn(x0.shape, generator=g)
+    t, group = share_times(process.sample_t(len(x0), g), group_size)
+    return t, group if group_size > 1 else None, torch.randn(x0.shape, generator=g)
 
 
+def draw_batch(data: ImageData, process: ForwardProcess, step: int, seed: int, batch_size: int, group_size: int, flip: bool):
+    "Everything step number `step` draws: x0 (B, C, H, W), labels (B,), t (B,), group (B,) or None, eps like x0."
+    batch = batch_at(data, step * batch_size, batch_size, seed, flip)
+    return batch.x0, batch.labels, *draw_noise(process, batch.x0, step, seed, group_size)
 
 # %% ../nbs/11_training.ipynb #b3231d61
 def resume(parts: dict,          # name: object with load_state_dict
@@ -169,6 +171,7 @@ def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safe
           group_size: int = 1,           # images that share their t
           flip: bool = False,            # random horizontal flips
           conditional: bool = False,     # give the network the labels
+          workers: int = 0,              # processes that fetch and decode images; they change no bit
           seed: int = 0,
           checkpoint_every: int = 200,   # steps
           log_every: int = 20,           # steps
@@ -203,16 +206,18 @@ def train(folder: Path,                  # gets last.pt, metrics.jsonl, ema.safe
         save_checkpoint(last, {"step": step, "images": step * batch_size} | {name: part.state_dict() for name, part in parts.items()})
 
     step, logged, clock = done, done, time.perf_counter()
+    batches = loader(data, batch_size, seed, done * batch_size, flip, conditional, workers=workers, device=accelerator.device)
     progress = tqdm(total=total, initial=done, desc=folder.name, unit="step")
     try:
         while step < total:
             torch.manual_seed(seed_of(seed, step, 1))  # dropout
-            x0, labels, t, group, eps = (v if v is None else v.to(accelerator.device) for v in draw_batch(data, process, step, seed, batch_size, group_size, flip))
+            x0, labels, *_ = next(batches)
+            t, group, eps = (v if v is None else v.to(accelerator.device) for v in draw_noise(process, x0, step, seed, group_size))
             for setting in optimizer.param_groups: setting["lr"] = lr * min(step * batch_size / max(warmup, 1), 1)
             phase = phase_at(phases, step)
             more = {}
             if augment_p: x0, more["augment_labels"] = augment(x0, torch.Generator().manual_seed(seed_of(seed, step, 2)), augment_p)
-            out = denoiser.loss(x0, labels if conditional else None, t=t, eps=eps, **more)
+            out = denoiser.loss(x0, labels, t=t, eps=eps, **more)
             record = training_step(phase, out, x0, group, structure, optimizer, encoder_optimizer, accelerator.backward)
             ema_update(ema, parts["net"], ema_decay(step * batch_size, batch_size, ema_halflife, rate=ema_rate))
             step += 1
