@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import prepare
+from . import latents, prepare
 from .data import root
 
 # %% ../nbs/17_cli.ipynb #2c75b18f
@@ -20,7 +20,8 @@ def notebooks() -> dict[str, Path]:
     return {path.stem: path for path in sorted((root() / "reproduce").glob("*.ipynb"))}
 
 
-TOOLS = {"data": ("show, download, prepare and verify data sets", prepare.add_arguments, prepare.data_command)}  # what is no notebook: help, arguments, function of the parsed ones
+TOOLS = {"data": ("show, download, prepare and verify data sets", prepare.add_arguments, prepare.data_command),  # what is no notebook: help, arguments, function of the parsed ones
+         "latents": ("encode a prepared data set with a frozen autoencoder, for DiT", latents.add_arguments, latents.latents_command)}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -184,7 +184,7 @@ def cached_encoder(name: str,          # of ENCODERS
     "An encoder by name, from seed 0; the small ones are trained on the data set's labels the first time and read back afterwards."
     train_data = load_data(data, "train")
     torch.manual_seed(0)
-    encoder = ENCODERS[name](train_data.images.shape[1])
+    encoder = ENCODERS[name](train_data.shape[0])
     if name not in TRAINED_ENCODERS: return encoder
     path = Path(runs) / "encoders" / f"{name}-{data}-{steps}-{train_data.checksum[:10]}.safetensors"
     lock = held(path.with_suffix(""), wait=True)
@@ -222,7 +222,7 @@ def reference_features(encoder: Encoder, data: ImageData, runs: Path, device: st
 def build(settings: dict, data: ImageData, runs: Path):  # -> network, process, StructuralLoss or None
     "What a run trains, from its settings; the network's initialisation depends on the seed alone."
     torch.manual_seed(settings["seed"])
-    net = NETWORKS[settings["network"]](data.images.shape[-1], data.images.shape[1], **settings["network_kwargs"])
+    net = NETWORKS[settings["network"]](data.shape[-1], data.shape[0], **settings["network_kwargs"])
     process = PROCESSES[settings["process"]]()
     if all(name == "plain" for name, _ in settings["phases"]): return net, process, None
     encoder = cached_encoder(settings["encoder"], settings["data"], settings["encoder_steps"], runs)
@@ -274,7 +274,7 @@ def drawn_samples(settings: dict, denoiser: Denoiser, data: ImageData, folder: P
     "A run's samples, 8-bit (N, C, H, W), and their NFE; made once and kept in guided-diffusion's layout."
     path = folder / f"samples-{settings['n_samples']}-{settings['sampler_steps']}.npz"
     if not path.exists():
-        images, nfe = sample(denoiser, sample_seeds(settings), tuple(data.images.shape[1:]), karras_sigmas(settings["sampler_steps"]), device=device)
+        images, nfe = sample(denoiser, sample_seeds(settings), data.shape, karras_sigmas(settings["sampler_steps"]), device=device)
         np.savez_compressed(path.with_suffix(".writing.npz"), arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), nfe=nfe)  # arr_0: (N, H, W, C)
         os.replace(path.with_suffix(".writing.npz"), path)
     with np.load(path, allow_pickle=False) as file: return torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2), int(file["nfe"])
