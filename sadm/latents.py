@@ -17,8 +17,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .archives import file_checksum
@@ -30,15 +29,16 @@ from .diffusion import to_float
 SD_VAE = "stabilityai/sd-vae-ft-ema"
 
 
-def load_vae(source: str | Path = SD_VAE) -> AutoencoderKL:  # a name on the Hugging Face hub or a folder with config.json and the weights
-    "A frozen autoencoder."
+def load_vae(source: str | Path = SD_VAE) -> nn.Module:  # a name on the Hugging Face hub or a folder with config.json and the weights
+    "A frozen `diffusers.AutoencoderKL`."
+    from diffusers import AutoencoderKL  # takes seconds, for which no other command should wait
     try: vae = AutoencoderKL.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"the autoencoder {source} could not be loaded ({str(error).splitlines()[0]}): it is fetched from huggingface.co the first time; offline, name a folder that holds its config.json and diffusion_pytorch_model.safetensors") from error
     return vae.eval().requires_grad_(False)
 
 
-def vae_checksum(vae: AutoencoderKL) -> str:
+def vae_checksum(vae: nn.Module) -> str:
     "SHA-256 over the weights: latents of other weights are other latents."
     h = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()): h.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -46,7 +46,7 @@ def vae_checksum(vae: AutoencoderKL) -> str:
 
 # %% ../nbs/10_latents.ipynb #76432192
 @torch.no_grad()
-def moments(vae: AutoencoderKL,
+def moments(vae: nn.Module,
             images: Tensor,  # (B, 3, H, W) uint8, on the autoencoder's device
            ) -> Tensor:      # (B, 2C, H/8, W/8) float32: means, then standard deviations
     "The latent distribution of images."
@@ -55,14 +55,14 @@ def moments(vae: AutoencoderKL,
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL,
+def decode(vae: nn.Module,
            z: Tensor,         # (B, C, h, w), scaled as a denoiser sees them
            scale: float = 0.18215) -> Tensor:  # (B, 3, 8h, 8w) about [-1, 1]
     "Images of latents."
     return vae.decode(z / scale).sample
 
 # %% ../nbs/10_latents.ipynb #7029b7ad
-def fidelity(data: ImageData, latents: LatentData, vae: AutoencoderKL, n: int = 8) -> dict:
+def fidelity(data: ImageData, latents: LatentData, vae: nn.Module, n: int = 8) -> dict:
     "How stored latents decode: PSNR in dB against fresh latents' pictures and against the images, over `n` images from all over the set."
     device, index = next(vae.parameters()).device, torch.linspace(0, len(data) - 1, min(n, len(data))).long()
     images = data.images[index].to(device)
@@ -73,7 +73,7 @@ def fidelity(data: ImageData, latents: LatentData, vae: AutoencoderKL, n: int = 
 
 def encode(name: str,                  # of DATASETS, e.g. imagenet256
            split: str,
-           vae: AutoencoderKL,
+           vae: nn.Module,
            vae_source: str = SD_VAE,   # for the record
            flips: bool = True,         # of the mirror images, too: twice the disk
            batch_size: int = 32,
@@ -115,7 +115,7 @@ def begin_encoding(partial: Path, recipe: dict, shape: tuple[int, ...]) -> tuple
     return array, 0
 
 
-def encode_into(array: np.ndarray, done: int, partial: Path, data: ImageData, vae: AutoencoderKL, flips: bool, batch_size: int, device: torch.device, save_every: int) -> None:
+def encode_into(array: np.ndarray, done: int, partial: Path, data: ImageData, vae: nn.Module, flips: bool, batch_size: int, device: torch.device, save_every: int) -> None:
     "Fill the array from image number `done` on."
     recipe = json.loads((partial / "progress.json").read_text())["recipe"]
     with tqdm(total=len(data), initial=done, desc=f"{data.name}: latents", unit="image") as progress:
@@ -130,7 +130,7 @@ def encode_into(array: np.ndarray, done: int, partial: Path, data: ImageData, va
     array.flush()
 
 
-def finish_encoding(partial: Path, name: str, split: str, data: ImageData, vae: AutoencoderKL, vae_source: str, recipe: dict) -> None:
+def finish_encoding(partial: Path, name: str, split: str, data: ImageData, vae: nn.Module, vae_source: str, recipe: dict) -> None:
     "Check against decoding; labels; the manifest as the last file."
     np.save(partial / "labels.npy", data.labels.numpy().astype(np.int32))
     images = torch.from_numpy(np.load(partial / "images.npy", mmap_mode="c"))
