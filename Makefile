@@ -29,6 +29,7 @@ export: venv  ## after editing a notebook: write sadm/, clean the notebooks, wri
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/data_table.py
 
 readme: venv  ## write README.md from nbs/index.ipynb (Quarto not needed)
 	$(BIN)/python tools/readme.py

@@ -270,7 +270,7 @@ ORIGINALS = {
          File("ILSVRC2012_devkit_t12.tar.gz", None, "md5:fa75699e90414af021442c21a62c3abf")),
         "non-commercial research and education", "https://image-net.org", how=IMAGENET_HOW + "; folders train/ and val/ of synsets are read, too"),
     "food101": Original("Food-101", food101, dict(train=75_750, test=25_250), 101,
-        (File("food-101.tar.gz", 4_996_278_331, "sha256:d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4", "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),),
+        (File("food-101.tar.gz", 4_996_278_331, "sha256:d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),),
         "images from Foodspotting, scientific fair use", "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"),
     "sun397": Original("SUN397", sun397, dict(train=19_850, test=19_850, all=108_753), 397,
         (File("SUN397.tar.gz", 39_077_296_924, "sha256:f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec", "https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz"),
@@ -310,10 +310,11 @@ def originals_table() -> pd.DataFrame:
     rows = []
     for name, original in ORIGINALS.items():
         sizes = [file.size or 0 for file in original.files]
-        prepared = sum(n for split, n in original.splits.items() if split not in original.optional) * 3 * original.side**2 if original.side else None
+        n = sum(n for split, n in original.splits.items() if split not in original.optional)
         rows.append({"name": name, "data set": original.title, "images": ", ".join(f"{split} {n:,}" for split, n in original.splits.items()), "classes": original.classes,
                      "crop": {"cifar10": "none, 32x32", "celeba64": "central 140x140, bilinear to 64x64", "ffhq64": "Lanczos to 64x64"}.get(name, "when read: ADM's centre crop"),
-                     "original": gigabytes(sum(sizes)), "prepared": f"pixels, {gigabytes(prepared)}" if prepared else "files, as the originals",
+                     "original": gigabytes(sum(sizes)), "prepared": f"pixels, {gigabytes(n * 3 * original.side**2)}" if original.side else "files, as the originals",
+                     "latents at 256x256": "" if original.side else f"{gigabytes(n * 2 * 8 * 32 * 32 * 2)}",
                      "checksums": f"{sum(file.checksum is not None for file in original.files)} of {len(original.files)} published",
                      "licence": original.licence, "origin": original.origin, "fetched": "by `sadm data`" if all(file.url for file in original.files) else "by you: " + original.how})
     return pd.DataFrame(rows).set_index("name")

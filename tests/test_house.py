@@ -106,6 +106,10 @@ def test_clean_leaves_no_difference(copy):
         assert differing(files(ROOT / folder, ".ipynb"), files(copy / folder, ".ipynb")) == [], "run `make export`"
 
 
+def test_the_tables_of_data_readme_are_current():
+    assert subprocess.run([sys.executable, ROOT / "tools/data_table.py", "--check"]).returncode == 0, "run `make export`"
+
+
 def test_readme_is_current():
     spec = importlib.util.spec_from_file_location("readme", ROOT / "tools/readme.py")
     readme = importlib.util.module_from_spec(spec)
