@@ -278,6 +278,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sadm.experiments.held': ('nbs/experiments.html#held', 'sadm/experiments.py'),
                                   'sadm.experiments.heldout_loss': ('nbs/experiments.html#heldout_loss', 'sadm/experiments.py'),
                                   'sadm.experiments.in_parts': ('nbs/experiments.html#in_parts', 'sadm/experiments.py'),
+                                  'sadm.experiments.lacking': ('nbs/experiments.html#lacking', 'sadm/experiments.py'),
                                   'sadm.experiments.omega_cells': ('nbs/experiments.html#omega_cells', 'sadm/experiments.py'),
                                   'sadm.experiments.omega_settings': ('nbs/experiments.html#omega_settings', 'sadm/experiments.py'),
                                   'sadm.experiments.other_code': ('nbs/experiments.html#other_code', 'sadm/experiments.py'),

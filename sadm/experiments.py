@@ -12,9 +12,9 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'weights_checksum', 'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser',
            'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done',
            'environment_variables', 'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings', 'prefixes',
-           'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings',
-           'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds',
-           'samples_of', 'training_log', 'push_frame', 'continue_study']
+           'lacking', 'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline',
+           'omega_settings', 'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code',
+           'training_seconds', 'samples_of', 'training_log', 'push_frame', 'continue_study']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import difflib
@@ -492,7 +492,7 @@ SCALES = {  # differences from DEFAULTS
 
 SEEDS = {"smoke": (0,), "quick": (0,), "study": tuple(range(12)), "full": (0,)}  # default seeds of a scale
 
-# What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (METHOD, inconsistencies). "needs": what the kit lacks besides data, network and encoders.
+# What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (METHOD, inconsistencies). "needs": what the kit lacks besides networks and encoders.
 FULL = {
     "cifar10": dict(steps=(800_000, 500_000), data="cifar10", process="ddpm", network="ddpm", batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True,
                     needs="its sampler (ancestral, 1000 steps) among a run's settings, FID against the training set"),  # Ho et al. 2020: FID 3.17; EMA 0.9999
@@ -500,8 +500,8 @@ FULL = {
                    needs="its sampler (RK45) among a run's settings, FID against the training set"),  # DDPM++, Soft Truncation: FID 2.32
     "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm", network_kwargs=dict(model_channels=256, num_res_blocks=2, channel_mult=[1, 1, 2, 2, 4, 4]), batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
                      needs="class labels and its sampler (ancestral, 250 steps, classifier guidance) among a run's settings, FID against the training set"),  # ADM-G at 256: FID 4.59
-    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256", process="ddpm", network="dit", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
-                         needs="latents, class labels and its sampler (ancestral, 250 steps, guidance) among a run's settings, FID against the training set"),  # DiT-XL/2-G: FID 2.27
+    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256_latents", process="ddpm", network="dit", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
+                         needs="the structural term on latents, class labels and its sampler (ancestral, 250 steps, guidance) among a run's settings, FID against the training set"),  # DiT-XL/2-G: FID 2.27
 }
 FULL_DEFAULTS = dict(network_kwargs={}, encoder="inception_v3", independent_encoder="dinov2", n_samples=50_000, device="auto")
 
@@ -546,12 +546,20 @@ def prefixes(settings: dict) -> list[dict]:
     return [{**settings, "phases": settings["phases"][:k + 1]} for k in range(len(settings["phases"]))]
 
 # %% ../nbs/15_experiments.ipynb #7c535cfd
+def lacking(full: dict) -> list[str]:
+    "What a row of FULL needs and has not: parts of the kit, and its data where they are not prepared."
+    lacks = [full["needs"]] if "needs" in full else []
+    try: load_data(full["data"], "train")
+    except FileNotFoundError as error: lacks.append(f"the data set {full['data']}: {str(error).split(': ')[-1]}")
+    return lacks
+
+
 def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> list[tuple]:
     "All cells of a table that were asked for, as (data set, row, seed, complete settings); refuses if one of them cannot run."
     columns = TABLES[table]["columns"] if scale == "full" else ("fashion16",)
     cells = [(column, row, seed) for column in columns for seed in seeds for row in rows]
     def settings(column, row, seed):
-        also = f"; also missing: {FULL[column]['needs']}" if scale == "full" and "needs" in FULL[column] else ""
+        also = f"; also missing: {'; '.join(lacking(FULL[column]))}" if scale == "full" and lacking(FULL[column]) else ""
         try: done = complete(row_settings(table, row, scale, seed, column))
         except ValueError as error: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}: {error}{also}") from None
         if also: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}{also}")

@@ -164,7 +164,7 @@ def test_full_scale_refuses_and_says_why(name, tmp_path):
     (["-p", "scael", "smoke"], "unknown parameter scael; the parameters are scale, seeds, rows, runs"),
     (["-p", "scale", "smok"], "auto, smoke, quick, study, full"),
     (["-p", "scale", "smoke", "-p", "rows", "ddpm,sadm"], "unknown row 'sadm'; the rows are ddpm, sg, sat"),
-    (["-p", "scale", "full"], "table5, row ddpm, cifar10, cannot run at scale full: data set 'cifar10' is not there yet"),
+    (["-p", "scale", "full"], "table5, row ddpm, cifar10, cannot run at scale full: independent encoder 'dinov2' is not there yet"),
 ], ids=["name", "scale", "row", "full"])
 def test_papermill_misuse_stops_before_any_work(options, answer, tmp_path):
     command = [TOOL / "papermill", ROOT / "reproduce/table5.ipynb", tmp_path / "out.ipynb", "-p", "runs", str(tmp_path / "runs"), "--no-progress-bar", *options]
