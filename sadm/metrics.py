@@ -112,7 +112,9 @@ def adm_distances(u: Tensor,  # (N, D) float32
                   v: Tensor,  # (M, D) float32
                  ) -> Tensor: # (N, M) float32
     "Squared distances as ADM's evaluator has them: in float16, or in float32 for the whole block where one overflows."
-    d = lambda u, v, norms: (norms(u)[:, None] - 2 * (u.float() @ v.float().T).to(u.dtype) + norms(v)).clamp(min=0)
+    def d(u, v, norms):
+        rows, columns = norms(u)[:, None], norms(v)
+        return torch.cat([(n - 2 * (part.float() @ v.float().T).to(u.dtype) + columns).clamp_(min=0) for n, part in zip(rows.split(1000), u.split(1000))])
     half = d(u.half(), v.half(), lambda x: half_sums(x.square()))
     return half.float() if half.isfinite().all() else d(u.float(), v.float(), lambda x: x.square().sum(1))
 
@@ -121,14 +123,14 @@ def block_distances(x: Tensor, y: Tensor, compat: bool):  # (N, D), (M, D) -> pa
     "Squared distances block by block of rows."
     if not compat:
         y = y.double()
-        for rows in torch.arange(len(x), device=x.device).split(max(1, 20_000_000 // len(y))): yield rows, squared_distances(x[rows].double(), y)
+        for rows in torch.arange(len(x), device=x.device).split(max(1, 5_000_000 // len(y))): yield rows, squared_distances(x[rows].double(), y)
     else:
         for rows in torch.arange(len(x), device=x.device).split(10_000): yield rows, torch.cat([adm_distances(x[rows], part) for part in y.split(10_000)], 1)
 
 
 def neighbour_radii(x: Tensor, k: int = 3, compat: bool = False) -> Tensor:  # (N, D) -> (N,)
     "Squared distance of each row to its `k`-th nearest other row; the row itself is the nearest of all."
-    return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in block_distances(x, x, compat)])
+    return torch.cat([part.kthvalue(k + 1, dim=1).values for _, d in block_distances(x, x, compat) for part in d.split(1000)])
 
 
 def precision_recall(real: Tensor,  # (N, D) features
