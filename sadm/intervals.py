@@ -44,7 +44,7 @@ def half_interval(metric: Callable[[np.ndarray], float],  # of the images with t
     value = float(metric(np.arange(n))) if value is None else value
     se = float(np.std([metric(index) for index in halves(n, count, seed)], ddof=1))
     reach = distributions.t.isf((1 - level) / 2, count - 1) * se
-    return Interval(value, value - reach, value + reach, se, count)
+    return Interval(value, float(value - reach), float(value + reach), se, count)
 
 # %% ../nbs/08c_intervals.ipynb #a261e8f2
 def seed_interval(values: Sequence[float],  # of one metric, one per seed
