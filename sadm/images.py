@@ -43,7 +43,7 @@ def pictures_in(source: Path) -> Iterator[tuple[str, bytes]]:  # a folder (its s
             with tarfile.open(source) as tar:  # read one by one, nothing is unpacked to disk
                 for member in tar:
                     if member.isfile() and Path(member.name).suffix.lower() in PICTURES: yield member.name, tar.extractfile(member).read()
-        except (tarfile.TarError, EOFError, OSError) as error: raise ValueError(f"{source} cannot be read as a tar: {error}") from error
+        except (tarfile.TarError, EOFError, OSError) as error: raise ValueError(f"{source} cannot be read as a tar: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
 
 def picture_blocks(source: Path, batch_size: int) -> Iterator[np.ndarray]:  # -> (B, H, W, C) uint8
