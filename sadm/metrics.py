@@ -53,19 +53,24 @@ def given_stats(mean: np.ndarray,  # (D,)
     return stats
 
 # %% ../nbs/08_metrics.ipynb #d0941655
-def covariance_root(stats: FeatureStats) -> np.ndarray:  # (D, D)
-    "The symmetric square root of the covariance: most of the work of a distance, so worth keeping for a reference."
+def covariance_root(stats: FeatureStats) -> tuple[np.ndarray, np.ndarray]:  # (D, D) each: R^T, R with R R^T = covariance
+    """A square root of the covariance, worth keeping for a reference. Cholesky's for features as wide as Inception's, six times faster; the symmetric one where there are fewer images than features
+    and for narrow features, where it costs nothing (the kit's committed numbers were made with it)."""
+    if len(stats.mean) > 1280:
+        try: return (root := np.linalg.cholesky(stats.cov)).T, root
+        except np.linalg.LinAlgError: pass  # singular
     values, vectors = np.linalg.eigh(stats.cov)
-    return vectors * np.sqrt(values.clip(0)) @ vectors.T
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    return root, root
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats,
-                     root: np.ndarray | None = None,  # `covariance_root(a)` if it is there already
+                     root: tuple | None = None,  # `covariance_root(a)` if it is there already
                     ) -> float:
     "Frechet distance (squared 2-Wasserstein distance) between the Gaussians fitted to two sets of features."
     if len(a.mean) != len(b.mean): raise ValueError(f"features of different encoders: widths {len(a.mean)} and {len(b.mean)}")
-    root = covariance_root(a) if root is None else root
-    overlap = np.sqrt(np.linalg.eigvalsh(root @ b.cov @ root).clip(0)).sum()
+    left, right = covariance_root(a) if root is None else root
+    overlap = np.sqrt(np.linalg.eigvalsh(left @ b.cov @ right).clip(0)).sum()
     return float(np.square(a.mean - b.mean).sum() + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap)
 
 # %% ../nbs/08_metrics.ipynb #04b7720b
