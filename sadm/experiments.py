@@ -9,12 +9,12 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA', 'OMEGA_SCREEN',
            'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path', 'write_json',
            'current_commit', 'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder',
-           'weights_checksum', 'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser',
-           'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done',
-           'environment_variables', 'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings', 'prefixes',
-           'lacking', 'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline',
-           'omega_settings', 'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code',
-           'training_seconds', 'samples_of', 'training_log', 'push_frame', 'continue_study']
+           'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples',
+           'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables',
+           'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings', 'prefixes', 'lacking', 'table_cells',
+           'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells',
+           'results_frame', 'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of',
+           'training_log', 'push_frame', 'continue_study']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import difflib
@@ -46,6 +46,7 @@ from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .dit import DiT
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
 from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
+from .features import weights_checksum
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
@@ -199,14 +200,6 @@ def cached_encoder(name: str,          # of ENCODERS
     return encoder
 
 # %% ../nbs/15_experiments.ipynb #19f9fbd7
-def weights_checksum(module: torch.nn.Module) -> str:
-    "The first 12 digits of a SHA-256 over all weights and buffers, an encoder's pixel range included."
-    h = hashlib.sha256()
-    for name, value in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
-        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:12]
-
-
 def reference_features(encoder: Encoder, data: ImageData, runs: Path, device: str = "cpu") -> torch.Tensor:  # -> (N, D)
     "Features of a data set, kept by the checksums of data and weights."
     path = Path(runs) / "features" / f"{data.name}-{data.checksum[:10]}-{weights_checksum(encoder)}-{encoder.size}.npy"

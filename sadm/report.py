@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TESTED', 'name_cells', 'by_seed', 'paired_differences', 'smallest_detectable', 'paired_test', 'holm', 'verdict',
-           'compare', 'compare_pairs', 'paper_table', 'relative_effect', 'beside', 'show_grid', 'row_colors',
-           'plot_differences', 'plot_curves']
+           'compare', 'compare_pairs', 'paper_table', 'relative_effect', 'beside', 'leakage', 'rank_agreement',
+           'show_grid', 'row_colors', 'plot_differences', 'plot_curves']
 
 # %% ../nbs/16_report.ipynb #f130994a
 import math
@@ -189,6 +189,26 @@ def beside(paper: pd.DataFrame,            # rows (index) x columns of numbers, 
         lines = {line["row"]: spread(line) for _, line in frame.iterrows()}
         table[header] = [lines.get(row, "not run") for row in rows]
     return table.rename_axis(index="row", columns=None)
+
+# %% ../nbs/16_report.ipynb #7518102f
+def leakage(results: pd.DataFrame,  # one line per row and seed: columns `row`, `seed` and both metrics
+            baseline: str,          # row that the others are compared with
+            trained: str = "fd_discriminator",   # in the features that training used (or FID, where it began from Inception)
+            independent: str = "fd_independent", # in features that it never saw
+           ) -> pd.DataFrame:       # a line per row: both means, both changes in percent of the baseline, the part of the gain that the independent features do not show
+    "Gains in the discriminator's features beside gains in independent ones."
+    means = pd.DataFrame({metric: by_seed(results, metric).mean() for metric in (trained, independent)})
+    if baseline not in means.index: raise ValueError(f"baseline must be one of {', '.join(means.index)}, got {baseline!r}")
+    changes = 100 * (means / means.loc[baseline] - 1)
+    return means.join(changes.add_suffix(" %")).assign(**{"only in trained %": changes[trained] - changes[independent]}).rename_axis("row").reset_index()
+
+
+def rank_agreement(results: pd.DataFrame, trained: str = "fd_discriminator", independent: str = "fd_independent") -> dict:  # as above
+    "Spearman's correlation of two metrics over rows: of the rows' means, and the lowest and highest of any one seed. Fewer than 3 rows have none (NaN)."
+    a, b = by_seed(results, trained), by_seed(results, independent)
+    if len(a.columns) < 3: return dict(rank_correlation=math.nan, lowest_seed=math.nan, highest_seed=math.nan, rows=len(a.columns), seeds=len(a))
+    each = [stats.spearmanr(a.loc[seed], b.loc[seed]).statistic for seed in a.index if a.loc[seed].notna().all() and b.loc[seed].notna().all()]
+    return dict(rank_correlation=float(stats.spearmanr(a.mean(), b.mean()).statistic), lowest_seed=float(min(each, default=math.nan)), highest_seed=float(max(each, default=math.nan)), rows=len(a.columns), seeds=len(a))
 
 # %% ../nbs/16_report.ipynb #5ccf307b
 def show_grid(images,              # (N, C, H, W) uint8 tensor or array, C 1 or 3
