@@ -54,9 +54,10 @@ def find(folder: Path, *names: str) -> Path:
 def listed(source: Path,              # archive or folder
            labels: dict[str, int],    # key -> label, of every image of the split
            key_of: Callable[[PurePosixPath], str],  # a member's path -> its key
-           **attributes: dict[str, tuple]) -> Iterator[Example]:
+           attributes: dict[str, tuple] = {},       # key -> attributes, of those that have some
+          ) -> Iterator[Example]:
     "The images that a list names; an error at the end if some did not come."
-    waiting, attributes = set(labels), attributes.get("attributes", {})
+    waiting = set(labels)
     for member in members(source):
         key = key_of(PurePosixPath(member.name))
         if key in waiting:
