@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_MEMBER', 'MAX_ARCHIVE', 'MAX_RATIO', 'PACKED', 'Member', 'checked_name', 'check_size', 'readable', 'is_packed',
            'tar_members', 'gzip_members', 'inner_members', 'check_tar_end', 'archive_members', 'members',
-           'read_members', 'ArrayUnpickler', 'read_pickle', 'read_mat', 'file_checksum', 'check_file', 'download']
+           'read_members', 'ArrayUnpickler', 'read_pickle', 'read_mat', 'check_file', 'download']
 
 # %% ../nbs/09c_archives.ipynb #2815c155
 import gzip
@@ -26,6 +26,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from tqdm.auto import tqdm
+
+from .checkpoints import file_checksum
 
 # %% ../nbs/09c_archives.ipynb #182dbf13
 MAX_MEMBER = 1 << 28   # bytes of one image or list, 256 MB; the largest real one is CIFAR-10's batch of 31 MB
@@ -185,11 +187,6 @@ def read_mat(data: bytes, name: str, *variables: str) -> dict:  # variables: whi
     return found
 
 # %% ../nbs/09c_archives.ipynb #5befe4f2
-def file_checksum(path: Path, kind: str = "sha256") -> str:  # kind: sha256 or md5
-    "The checksum of a file, in hexadecimal."
-    with open(path, "rb") as file: return hashlib.file_digest(file, kind).hexdigest()
-
-
 def check_file(path: Path, checksum: str | None) -> None:  # checksum: e.g. md5:c58f30…, None: unknown
     "Refuse a file whose checksum is another; it stays where it is."
     if checksum is None: return

@@ -7,10 +7,11 @@ __all__ = ['PLAIN_TYPES', 'CALLEES', 'TORCH_ZIP', 'TORCH_LEGACY', 'Record', 'rec
            'tensor_of', 'parameter_of', 'NumberType', 'NumberArray', 'array_of', 'scalar_of', 'buffer_of', 'Callee',
            'latin1', 'TensorsOnly', 'module_tensors', 'plain', 'arguments', 'from_edm', 'unreadable', 'beginning',
            'reason', 'from_json', 'from_safetensors', 'from_pickle', 'read_state_dict', 'looks_like', 'without_prefix',
-           'misfits', 'load_weights', 'replace_file', 'save_weights']
+           'misfits', 'load_weights', 'replace_file', 'write_json', 'file_checksum', 'weights_checksum', 'save_weights']
 
 # %% ../nbs/05b_checkpoints.ipynb #92c66e02
 import argparse
+import hashlib
 import io
 import json
 import math
@@ -301,6 +302,24 @@ def replace_file(path: Path,
     aside = path.with_suffix(".writing")
     write(aside)
     os.replace(aside, path)
+
+
+def write_json(path: Path, value) -> None:
+    "Written aside and renamed: a reader never sees half a file."
+    replace_file(path, lambda aside: aside.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def file_checksum(path: Path, kind: str = "sha256") -> str:  # kind: sha256 or md5
+    "The checksum of a file, in hexadecimal."
+    with open(path, "rb") as file: return hashlib.file_digest(file, kind).hexdigest()
+
+
+def weights_checksum(module: nn.Module) -> str:
+    "The first 12 digits of a SHA-256 over all weights and buffers, an encoder's pixel range included."
+    h = hashlib.sha256()
+    for name, value in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
+        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:12]
 
 
 def save_weights(path: Path,

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoints import replace_file
+from .checkpoints import file_checksum, replace_file, write_json
 from .data import DATASETS, load_data, root
-from .experiments import code_checksum, current_commit, held, write_json
-from .features import EXTRACTORS, Extractor, extractor, file_checksum
+from .experiments import code_checksum, current_commit, held
+from .features import EXTRACTORS, Extractor, extractor
 from .images import ImageStream, npz_arrays, npz_blocks
 from .intervals import extrapolate, half_interval
 from .memorisation import generalisation, memorisation

@@ -7,14 +7,14 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS', 'TABLE5', 'SADM',
            'PLAIN', 'TABLE7', 'FIG6', 'FIG7', 'FIG7_FULL', 'FIG8', 'SCALES', 'SEEDS', 'FULL', 'FULL_DEFAULTS', 'TABLES',
            'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA', 'OMEGA_SCREEN',
-           'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path', 'write_json',
-           'current_commit', 'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder',
-           'reference_features', 'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples',
-           'heldout_loss', 'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables',
-           'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings', 'prefixes', 'lacking', 'table_cells',
-           'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells',
-           'results_frame', 'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of',
-           'training_log', 'push_frame', 'continue_study']
+           'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path', 'current_commit',
+           'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder', 'reference_features',
+           'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples', 'heldout_loss',
+           'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables', 'run_many', 'push',
+           'step_seconds', 'table_rows', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale',
+           'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame',
+           'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log',
+           'push_frame', 'continue_study']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import difflib
@@ -40,13 +40,12 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .checkpoints import replace_file, save_weights
+from .checkpoints import replace_file, save_weights, weights_checksum, write_json
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .dit import DiT
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
 from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
-from .features import weights_checksum
 from .joint import relation_variance
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
@@ -130,11 +129,6 @@ def run_folder(settings: dict,  # complete
 def result_path(settings: dict, data: ImageData, runs: Path) -> Path:
     "The file with a run's measurements: one folder may hold several, made with different settings."
     return run_folder(settings, data, runs) / f"result-{settings_hash({key: settings[key] for key in MEASURE_KEYS + ENCODER_KEYS})}.json"
-
-
-def write_json(path: Path, value) -> None:
-    "Written aside and renamed: a reader never sees half a file."
-    replace_file(path, lambda aside: aside.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 def current_commit() -> str:
@@ -551,8 +545,9 @@ def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> li
     "All cells of a table that were asked for, as (data set, row, seed, complete settings); refuses if one of them cannot run."
     columns = TABLES[table]["columns"] if scale == "full" else ("fashion16",)
     cells = [(column, row, seed) for column in columns for seed in seeds for row in rows]
+    lacks = {column: lacking(FULL[column]) if scale == "full" else [] for column in columns}
     def settings(column, row, seed):
-        also = f"; also missing: {'; '.join(lacking(FULL[column]))}" if scale == "full" and lacking(FULL[column]) else ""
+        also = f"; also missing: {'; '.join(lacks[column])}" if lacks[column] else ""
         try: done = complete(row_settings(table, row, scale, seed, column))
         except ValueError as error: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}: {error}{also}") from None
         if also: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}{also}")

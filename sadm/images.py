@@ -148,7 +148,7 @@ class ImageStream:
             if block.ndim == 3: block = block[..., None]
             if block.ndim != 4 or block.shape[-1] not in (1, 3): raise ValueError(f"{self.name}: images must be (N, H, W, 3 or 1) in files and (N, 3 or 1, H, W) in memory, got blocks of shape {block.shape}")
             low, high, shape = min(low, block.min()), max(high, block.max()), block.shape[1:]
-            batch = np.ascontiguousarray(np.moveaxis(to_8_bit(block, self.value_range), -1, 1))
+            batch = np.array(np.moveaxis(to_8_bit(block, self.value_range), -1, 1), order="C")  # a copy: what was read may not be writable, which torch wants
             pixels.update(batch)
             count += len(batch)
             yield torch.from_numpy(batch)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'BLOCK', 'ALIASES', 'fetch', 'read_original', 'check_sources', 'checked_image', 'read_piece', 'write_tar',
-           'write_piece', 'known_pieces', 'check_counts', 'assemble', 'finish', 'prepare', 'begin', 'continues',
-           'add_pieces', 'verify', 'status_table', 'add_arguments', 'report', 'verify_all', 'data_command']
+           'write_piece', 'known_pieces', 'check_counts', 'assemble', 'finish', 'alone_at', 'prepare', 'begin',
+           'continues', 'add_pieces', 'verify', 'status_table', 'add_arguments', 'report', 'verify_all', 'data_command']
 
 # %% ../nbs/09e_prepare.ipynb #4f078da5
 import hashlib
@@ -17,6 +17,7 @@ import sys
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -27,8 +28,8 @@ import PIL
 import torch
 from tqdm.auto import tqdm
 
-from .archives import download, file_checksum
-from .checkpoints import replace_file
+from .archives import download
+from .checkpoints import file_checksum, replace_file, write_json
 from .data import INDEX, PREPARATION, content_checksum, data_folder, open_image, read_manifest
 from .originals import ORIGINALS, Example, NotThere, Original, Reading
 
@@ -64,7 +65,7 @@ def check_sources(name: str, folder: Path, unverified: bool) -> dict[str, str]: 
         if known.get(str(path), {}).get("state") != state:
             kind = (file.checksum or "sha256:").split(":")[0]
             known[str(path)] = dict(state=state, checksum=f"{kind}:{file_checksum(path, kind)}")
-            replace_file(memory, lambda aside: aside.write_text(json.dumps(known, indent=1)))
+            write_json(memory, known)
         sources[file.name] = known[str(path)]["checksum"]
         if file.checksum not in (None, sources[file.name]) and not unverified:
             raise ValueError(f"{path} has {sources[file.name]}, published is {file.checksum}: truncated, damaged or re-packed. Fetch it again, or pass --unverified to prepare it as it is; the manifest will say so")
@@ -174,7 +175,17 @@ def finish(folder: Path, name: str, split: str, reading: Reading, sources: dict,
                     sources=sources or "unpacked folders", licence=original.licence, origin=original.origin, made=date.today().isoformat(), pillow=PIL.__version__,
                     files={path.name: dict(bytes=path.stat().st_size, sha256=file_checksum(path)) for path in tqdm(files, desc=f"{name}-{split}: checksums", unit="file", leave=False)})
     os.sync()  # after a power cut, too, a manifest means that everything is there
-    replace_file(folder / "manifest.json", lambda aside: aside.write_text(json.dumps(manifest, indent=1)))
+    write_json(folder / "manifest.json", manifest)
+
+
+@contextmanager
+def alone_at(target: Path):  # -> the folder to work in, which becomes the target when all is there
+    "Hold a prepared set's lock; a second process is told."
+    partial = target.with_name(target.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try: lock = filelock.FileLock(f"{partial}.lock").acquire(timeout=0)
+    except filelock.Timeout: raise RuntimeError(f"{target.name} is being prepared by another process ({partial}.lock)") from None
+    with lock: yield partial
 
 
 def prepare(name: str,                      # of ORIGINALS
@@ -187,11 +198,7 @@ def prepare(name: str,                      # of ORIGINALS
     original, source = ORIGINALS[name], Path(source or data_folder() / "downloads" / name)
     if split not in original.splits: raise ValueError(f"{name} has the splits {', '.join(original.splits)}, got {split!r}")
     target = data_folder() / "prepared" / f"{name}-{split}"
-    partial = target.with_name(target.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try: lock = filelock.FileLock(f"{partial}.lock").acquire(timeout=0)
-    except filelock.Timeout: raise RuntimeError(f"{name}-{split} is being prepared by another process ({partial}.lock)") from None
-    with lock:
+    with alone_at(target) as partial:
         if (target / "manifest.json").is_file(): return target
         if target.exists(): raise FileExistsError(f"{target} is there without a manifest, so it is no prepared set; remove or rename it first")
         if not (partial / "manifest.json").is_file():
@@ -217,7 +224,7 @@ def begin(partial: Path, recipe: dict) -> None:
         tqdm.write(f"{partial} was begun from other originals or by other code: starting again")
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
-    replace_file(partial / "recipe.json", lambda aside: aside.write_text(json.dumps(recipe)))
+    write_json(partial / "recipe.json", recipe)
 
 
 def continues(partial: Path, reading: Reading) -> bool:

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+import sadm.checkpoints
 import sadm.prepare
 from sadm.cli import main
 from sadm.data import PackedImages, load_data
@@ -393,6 +394,7 @@ def test_source_that_cannot_be_written_to(data, monkeypatch):
         if "downloads" in Path(path).parts: raise PermissionError(13, "Permission denied", str(path))
         real(path, write)
     monkeypatch.setattr(sadm.prepare, "replace_file", refuse)
+    monkeypatch.setattr(sadm.checkpoints, "replace_file", refuse)  # of write_json
     prepare("imagenet", "val", unverified=True)
     assert_is("imagenet", "val", mini)
 
