@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'Gathered', 'gather', 'ReferenceStats', 'reference_source', 'write_reference', 'read_reference',
-           'reference_stats', 'measure', 'evaluate_samples', 'evaluation_table', 'parser', 'main']
+           'reference_stats', 'measure', 'picked', 'nearest_picture', 'evaluate_samples', 'evaluation_table', 'parser',
+           'main']
 
 # %% ../nbs/15b_evaluate.ipynb #41e0e4fb
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -28,7 +30,7 @@ from .experiments import code_checksum, current_commit, held
 from .features import EXTRACTORS, Extractor, extractor
 from .images import ImageStream, npz_arrays, npz_blocks
 from .intervals import extrapolate, half_interval
-from .memorisation import generalisation, memorisation
+from .memorisation import generalisation, memorisation, nearest, show_nearest
 from .metrics import FeatureStats, covariance_root, frechet_distance, given_stats, inception_score, kid, kid_subsets, precision_recall
 
 # %% ../nbs/15b_evaluate.ipynb #715c54c3
@@ -38,6 +40,7 @@ class Gathered:
     stats: FeatureStats            # of the features
     spatial: FeatureStats | None   # of Inception's map, for sFID
     features: Tensor | None        # (N, D) float32, of the first images or all
+    others: dict[str, Tensor]      # of the same images, where asked for: spatial (N, S), logits (N, K)
     scores: list[float]            # Inception scores of 5,000 images each
     facts: dict                    # of the images
     seconds: dict                  # extractor: in the network; rest: reading, checking, moments
@@ -48,9 +51,11 @@ def gather(network: Extractor,
            keep: int | None = None,  # images whose features are kept; None: all
            batch_size: int = 250,
            device: str | torch.device = "cpu",
+           everything: bool = False,  # keep Inception's map and logits too: intervals of sFID and Inception score need them
           ) -> Gathered:
     "Statistics, scores and features of a stream of images."
     start, inside, stats, spatial, kept, logits, scores = time.perf_counter(), 0., None, None, [], [], []
+    wanted = ("features", "spatial", "logits") if everything else ("features",)
     for batch in tqdm(images.batches(batch_size), desc=f"{network.facts['extractor']} on {images.name}", leave=False):
         before = time.perf_counter()
         out = {name: value.cpu() for name, value in network(batch.to(device)).items()}
@@ -58,14 +63,15 @@ def gather(network: Extractor,
         if stats is None: stats, spatial = FeatureStats(out["features"].shape[1]), FeatureStats(out["spatial"].shape[1]) if "spatial" in out else None
         stats.add(out["features"])
         if spatial is not None: spatial.add(out["spatial"])
-        if keep is None or stats.n - len(batch) < keep: kept.append(out["features"][:None if keep is None else keep - (stats.n - len(batch))])
+        if keep is None or stats.n - len(batch) < keep: kept.append({name: out[name][:None if keep is None else keep - (stats.n - len(batch))] for name in wanted if name in out})
         if "logits" in out: logits.append(out["logits"])
         while sum(map(len, logits)) >= 5000:
             joined = torch.cat(logits)
             scores.append(inception_score(joined[:5000])[0])
             logits = [joined[5000:]] if len(joined) > 5000 else []
     if logits: scores.append(inception_score(torch.cat(logits))[0])
-    return Gathered(stats, spatial, torch.cat(kept) if kept else None, scores, images.facts, dict(extractor=inside, rest=time.perf_counter() - start - inside))
+    joined = {name: torch.cat([part[name] for part in kept]) for name in (kept[0] if kept else ())}
+    return Gathered(stats, spatial, joined.pop("features", None), joined, scores, images.facts, dict(extractor=inside, rest=time.perf_counter() - start - inside))
 
 # %% ../nbs/15b_evaluate.ipynb #76ca97a6
 @dataclasses.dataclass
@@ -120,7 +126,7 @@ def read_reference(path: Path) -> ReferenceStats:
 def reference_stats(reference: str | Path,   # a data set's name, or an npz, tar or folder
                     network: Extractor,
                     split: str = "train",    # of a data set
-                    keep: int = 10_000,      # images whose features are kept for precision, recall and the kernel distance (ADM's reference batches have 10,000)
+                    keep: int | None = 10_000,  # images whose features are kept for precision, recall and the kernel distance (ADM's reference batches have 10,000); None: all
                     cache: Path | None = None,  # folder of kept references; None: _runs/references
                     batch_size: int = 250,
                     device: str | torch.device = "cpu",
@@ -129,6 +135,7 @@ def reference_stats(reference: str | Path,   # a data set's name, or an npz, tar
     images, moments, name, checksum = reference_source(reference, split)
     if not network.facts["extractor"].startswith("inception"): moments = {}
     if images is None and not moments: raise ValueError(f"{name} holds moments of Inception's features and no images: nothing to compare {network.facts['extractor']} with")
+    if keep and images and not isinstance(images.source, Path) and len(images.source) <= keep: keep = None  # all of them: one file for both
     key = hashlib.sha256(json.dumps([checksum, network.facts["extractor"], network.facts["weights_sha256"], network.facts["resize"], keep]).encode()).hexdigest()[:16]
     path = Path(cache or root() / "_runs" / "references") / f"{Path(name).stem}-{network.facts['extractor']}-{key}.npz"
     lock = held(path.with_suffix(""), wait=True)
@@ -147,13 +154,14 @@ def measure(sample: Gathered, reference: ReferenceStats,
             k: int = 3,           # neighbours for precision and recall
             halves: int = 0,      # random halves for intervals; 0: none
             subsets: int = 20,    # of 1000 images, for the kernel distance (published: 100)
+            adm: bool = True,     # precision and recall with float16 distances too, as ADM's evaluator has them
             device: str | torch.device = "cpu") -> tuple[dict, list[str]]:  # metrics, warnings
     "Every metric that the features allow. Intervals are 95 % and centred at the value: `..._low`, `..._high`."
     (D,), n, root_of = reference.stats.mean.shape, sample.stats.n, covariance_root(reference.stats)
     distance = lambda stats: frechet_distance(reference.stats, stats, root_of)
     result, warnings = dict(frechet=distance(sample.stats)), list(sample.facts["warnings"])
     if n <= D: warnings.append(f"{n} images for {D} features: the covariance is singular, and the distance mostly bias")
-    if sample.spatial is not None and reference.spatial is not None: result["spatial_frechet"] = frechet_distance(reference.spatial, sample.spatial)
+    if sample.spatial is not None and reference.spatial is not None: result["spatial_frechet"] = frechet_distance(reference.spatial, sample.spatial, root_of_spatial := covariance_root(reference.spatial))
     if sample.scores: result |= dict(inception_score=float(np.mean(sample.scores)), inception_score_sd=float(np.std(sample.scores)))
     fake, real = sample.features, reference.features
     if fake is not None and len(fake) >= 100:
@@ -161,18 +169,39 @@ def measure(sample: Gathered, reference: ReferenceStats,
         result |= dict(frechet_infinity=line.infinity, frechet_bias=line.bias(n))
         if line.bias(n) > 0.1 * result["frechet"]: warnings.append(f"of the distance about {line.bias(n):.4g} is the bias of {n} images: compare at equal counts, or frechet_infinity")
     if fake is not None and real is not None and k < min(len(fake), len(real)):
-        for ending, compat in (("", False), ("_adm", True)): result |= dict(zip((f"precision{ending}", f"recall{ending}"), precision_recall(real, fake, k, compat, device)))
+        for ending, compat in (("", False), ("_adm", True))[:1 + adm]: result |= dict(zip((f"precision{ending}", f"recall{ending}"), precision_recall(real, fake, k, compat, device)))
         size = min(1000, len(real), len(fake))
-        result |= dict(zip(("kid", "kid_sd"), kid(real, fake, kid_subsets(len(real), len(fake), subsets if size == 1000 else 1, size))))
+        count = subsets if size == 1000 else 1
+        result |= dict(zip(("kid", "kid_sd"), kid(real, fake, kid_subsets(len(real), len(fake), count, size)))) | dict(kid_subsets=count, kid_subset_size=size)
     if halves and fake is not None:
         metrics = {"frechet": lambda i: distance(FeatureStats(D).add(fake[i]))}
         if real is not None: metrics |= {"precision": lambda i: precision_recall(real, fake[i], k, device=device)[0], "recall": lambda i: precision_recall(real, fake[i], k, device=device)[1], "kid": lambda i: kid(real, fake[i])[0]}
+        if "spatial_frechet" in result and "spatial" in sample.others: metrics["spatial_frechet"] = lambda i: frechet_distance(reference.spatial, FeatureStats(sample.spatial.mean.shape[0]).add(sample.others["spatial"][i]), root_of_spatial)
+        if "logits" in sample.others: metrics["inception_score"] = lambda i: inception_score(sample.others["logits"][i])[0]
         for name, metric in metrics.items():
             interval = half_interval(metric, len(fake), halves, value=result[name] if name in result else None)
             result |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return result, warnings
 
 # %% ../nbs/15b_evaluate.ipynb #fc1b620e
+def picked(images: ImageStream, index: Sequence[int]) -> Tensor:  # -> (len(index), C, H, W) uint8
+    "Single images of a stream, in the order asked for; one pass."
+    found, start = {}, 0
+    for batch in images.batches():
+        found |= {i: batch[i - start] for i in map(int, index) if start <= i < start + len(batch)}
+        start += len(batch)
+    return torch.stack([found[int(i)] for i in index])
+
+
+def nearest_picture(path: Path, samples: ImageStream, features: Tensor, train: Sequence, train_features: Tensor, columns: int = 12) -> None:
+    "Draw the samples that lie closest to a training image, the likeliest copies, each above its three nearest training images."
+    distance, index = nearest(features, train_features, 3)
+    first = distance[:, 0].argsort()[:columns]
+    figure = show_nearest(picked(samples, first), train, index[first], columns)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+# %% ../nbs/15b_evaluate.ipynb #28fa9e1d
 def evaluate_samples(samples,                # a folder, npz, tar, or a tensor (N, C, H, W)
                      reference: str | Path,  # a data set's name, or an npz, tar or folder
                      networks: Sequence[Extractor],  # each gives a line of numbers
@@ -183,18 +212,21 @@ def evaluate_samples(samples,                # a folder, npz, tar, or a tensor (
                      seeds: str = "not recorded",  # of the samples, e.g. 0-49999
                      labels: str | None = None,    # how the classes were drawn, where the file does not say
                      memory: bool = False,   # memorisation against the data set's train and test split
+                     picture: Path | None = None,  # file for the samples nearest to training images (first extractor); needs `memory`
                      cache: Path | None = None, batch_size: int = 250, device: str | torch.device = "cpu",
                     ) -> dict:               # samples, environment, and a line for each extractor with its metrics, provenance, warnings, seconds
     "Measure samples against a reference."
     if memory and str(reference) not in DATASETS: raise ValueError(f"memorisation needs the train and test split of a data set, got the reference {reference}")
+    if picture and not memory: raise ValueError(f"the picture {picture} shows nearest training images: it needs memory=True (--memorisation)")
     lines, facts = [], None
     for network in networks:
         real = reference_stats(reference, network, split, cache=cache, batch_size=batch_size, device=device)
-        sample = gather(network, ImageStream(samples, value_range), keep, batch_size, device)
+        sample = gather(network, ImageStream(samples, value_range), keep, batch_size, device, everything=halves > 0)
         before = time.perf_counter()
-        numbers, warnings = measure(sample, real, k, halves, device=device)
+        numbers, warnings = measure(sample, real, k, halves, adm=network.facts["extractor"].startswith("inception"), device=device)
         if memory and sample.features is not None:
-            train, heldout = (reference_stats(reference, network, part, cache=cache, batch_size=batch_size, device=device).features for part in ("train", "test"))
+            train, heldout = (reference_stats(reference, network, part, keep=None, cache=cache, batch_size=batch_size, device=device).features for part in ("train", "test"))
+            if picture and not lines: nearest_picture(Path(picture), ImageStream(samples, value_range), sample.features, load_data(str(reference), "train").images, train)
             numbers |= {f"memory_{name}": value for name, value in {**memorisation(sample.features, train, heldout), **generalisation(sample.features, train, heldout)}.items()}
         seconds = sample.seconds | dict(metrics=time.perf_counter() - before)
         facts = sample.facts
@@ -226,6 +258,7 @@ def parser(program: str = "sadm evaluate") -> argparse.ArgumentParser:
     top.add_argument("--keep", type=int, help="samples whose features are kept for precision, recall and KID (default all; 0: memory does not grow)")
     top.add_argument("--halves", type=int, default=0, help="random halves for intervals (20 is good; default none)")
     top.add_argument("--memorisation", action="store_true", help="compare the distance to training and to held-out images; needs a data set as reference")
+    top.add_argument("--picture", type=Path, help="with --memorisation: draw the samples nearest to training images there (.png)")
     top.add_argument("--seeds", default="not recorded", help="of the samples, for the record")
     top.add_argument("--labels", help="how classes were drawn, for the record, where the file has no arr_1")
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -244,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 0, or 1 with a l
         if given.weights and sum(map(needs, names)) != 1: raise ValueError(f"--weights belongs to one extractor of inception, inception_torch, dinov2 and clip, got {given.extractors}")
         networks = [extractor(name, given.weights if needs(name) else None, given.any_weights and needs(name), given.device) for name in names]
         result = evaluate_samples(given.samples, given.reference, networks, given.split, given.value_range, given.keep, given.halves, seeds=given.seeds, labels=given.labels,
-                                  memory=given.memorisation, cache=given.cache, batch_size=given.batch_size, device=given.device)
+                                  memory=given.memorisation, picture=given.picture, cache=given.cache, batch_size=given.batch_size, device=given.device)
     except (ValueError, FileNotFoundError) as error:
         print(f"sadm evaluate: {error}", file=sys.stderr)
         return 1

@@ -196,10 +196,9 @@ def kid(a: Tensor,       # (N, D) features
     "Kernel distance with the cubic kernel, in float64."
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]: raise ValueError(f"need features (N, D) and (M, D), got {tuple(a.shape)} and {tuple(b.shape)}")
     if min(len(a), len(b)) < 2: raise ValueError(f"a kernel distance needs at least 2 images of each kind, got {len(a)} and {len(b)}")
-    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
-    def within(x):  # mean over pairs of different images
-        values = kernel(x, x)
-        return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
-    one = lambda x, y: (within(x) + within(y) - 2 * kernel(x, y).mean()).item()
+    total = lambda x, y: sum(((rows @ y.T / x.shape[1] + 1) ** 3).sum() for rows in x.split(1000))  # in blocks: all pairs of 50,000 images would be 20 GB
+    own = lambda x: ((x.square().sum(1) / x.shape[1] + 1) ** 3).sum()
+    within = lambda x: (total(x, x) - own(x)) / (len(x) * (len(x) - 1))  # mean over pairs of different images
+    one = lambda x, y: (within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))).item()
     values = [one(a[i].double(), b[j].double()) for i, j in subsets or [(slice(None), slice(None))]]
     return float(np.mean(values)), float(np.std(values))

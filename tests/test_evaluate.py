@@ -41,6 +41,10 @@ def test_guided_diffusions_files(tmp_path, weights):
         np.testing.assert_allclose(plain["results"][0][name], adm["results"][0][name], rtol=1e-6)
     np.testing.assert_allclose(edm["results"][0]["frechet"], plain["results"][0]["frechet"], rtol=1e-6)
     assert "precision" not in edm["results"][0] and "spatial_frechet" not in edm["results"][0]
+    intervals = evaluate_samples(tmp_path / "samples.npz", tmp_path / "adm.npz", [inception], halves=3, cache=cache)["results"][0]
+    for name in ("frechet", "spatial_frechet", "inception_score", "precision", "recall", "kid"):
+        assert intervals[f"{name}_low"] <= intervals[name] <= intervals[f"{name}_high"] and intervals[f"{name}_low"] < intervals[f"{name}_high"], name
+    assert (intervals["kid_subsets"], intervals["kid_subset_size"]) == (1, 20)
     line = adm["results"][0]
     assert line["name"] == "Frechet distance" and not line["published"] and len(line["weights_sha256"]) == 64
     assert line["reference_images"] == 24 and "given in the file" in line["reference_moments"] and adm["samples"]["labels"] == "10 classes, balanced (2 each)"
@@ -125,3 +129,19 @@ def test_two_processes_share_a_reference(tmp_path):
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0] and said[0][0].startswith("597 ") and len(list(tmp_path.glob("*.npz"))) == 1
+
+
+PAIRWISE = """
+import resource, torch
+from sadm.metrics import precision_recall
+torch.set_num_threads(1)
+draw = lambda seed: torch.rand(10_000, 2048, generator=torch.Generator().manual_seed(seed))
+real, fake = draw(0), draw(1)
+print(*precision_recall(real, fake, compat=%s), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_precision_and_recall_of_10000_wide_features_in_2_gb(compat):
+    said = subprocess.run([sys.executable, "-c", PAIRWISE % compat], capture_output=True, text=True, check=True).stdout.split()
+    assert 0 < float(said[0]) < 1 and int(said[2]) < 2 * 2**20, said  # KiB, the interpreter, torch and the features themselves included
