@@ -52,16 +52,18 @@ def augment(images: Tensor,                  # (B, C, H, W) in [-1, 1]
             scale_std: float = 0.2,          # of the logarithm to base 2
             stretch_std: float = 0.2,        # the same for anisotropic scaling
             shift_std: float = 0.125,        # of the image's side
+            rank: int = 0, world_size: int = 1,  # whose share of a batch these images are: every process draws for all
            ) -> tuple[Tensor, Tensor]:       # (B, C, H, W) images, (B, 9) float32 labels
     "Randomly transformed images and the labels that say how (Karras et al. 2022, App. F.2, Table 6)."
     if not 0 <= p <= 1: raise ValueError(f"p must be a probability, got {p}")
-    B, _, H, W = images.shape
+    share, _, H, W = images.shape
+    B, mine = share * world_size, slice(rank * share, (rank + 1) * share)
     draw = lambda kind, *shape: kind(*shape, B, generator=generator, dtype=torch.float64)
     chosen = lambda probability=p: (draw(torch.rand) < probability).double()
     angle = lambda: (2 * draw(torch.rand) - 1) * math.pi
     x_flip, y_flip = chosen(0.5), chosen(0.5) * chosen()
-    x = images.where(x_flip[:, None, None, None].to(images.device) == 0, images.flip(3))
-    x = x.where(y_flip[:, None, None, None].to(images.device) == 0, x.flip(2))
+    x = images.where(x_flip[mine, None, None, None].to(images.device) == 0, images.flip(3))
+    x = x.where(y_flip[mine, None, None, None].to(images.device) == 0, x.flip(2))
 
     scale, turn = draw(torch.randn) * chosen(), angle() * chosen()
     stretch, axis = draw(torch.randn) * chosen(), angle() * chosen(0.5)
@@ -69,6 +71,7 @@ def augment(images: Tensor,                  # (B, C, H, W) in [-1, 1]
     s, q = 2**(scale_std * scale), 2**(stretch_std * stretch)
     inverse = plane(B, 1 / s, d=1 / s) @ rotation(turn) @ rotation(-axis) @ plane(B, 1 / q, d=q) @ rotation(axis) @ plane(B, x=-shift[0] * W * shift_std, y=-shift[1] * H * shift_std)
     labels = torch.stack([x_flip, y_flip, scale, turn.cos() - 1, turn.sin(), stretch * axis.cos(), stretch * axis.sin(), *shift], 1)
+    labels, inverse = labels[mine], inverse[mine]
     moved = (labels[:, 2:] != 0).any(1).nonzero()[:, 0]
     if len(moved): x = x.index_copy(0, moved.to(x.device), warp(x[moved], inverse[moved].to(x.device)))
     return x, labels.float().to(images.device)

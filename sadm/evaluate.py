@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 
 from .checkpoints import file_checksum, replace_file, write_json
 from .data import DATASETS, load_data, root
-from .experiments import code_checksum, current_commit, held
+from .experiments import code_checksum, current_commit
 from .features import EXTRACTORS, Extractor, extractor
+from .loop import held
 from .images import ImageStream, npz_arrays, npz_blocks
 from .intervals import extrapolate, half_interval
 from .memorisation import generalisation, memorisation, nearest, show_nearest

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCODERS', 'ENCODERS', 'DEFAULTS', 'TRAIN_KEYS',
-           'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS', 'TABLE5', 'SADM',
-           'PLAIN', 'TABLE7', 'FIG6', 'FIG7', 'FIG7_FULL', 'FIG8', 'SCALES', 'SEEDS', 'FULL', 'FULL_DEFAULTS', 'TABLES',
-           'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA', 'OMEGA_SCREEN',
-           'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path', 'current_commit',
-           'code_checksum', 'environment', 'record_environment', 'held', 'cached_encoder', 'reference_features',
-           'build', 'stages', 'train_run', 'sample_seeds', 'trained_denoiser', 'drawn_samples', 'heldout_loss',
-           'evaluate', 'distances', 'run', 'run_chain', 'steps_done', 'environment_variables', 'run_many', 'push',
-           'step_seconds', 'table_rows', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale',
-           'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame',
-           'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log',
-           'push_frame', 'continue_study']
+           'EXECUTION_KEYS', 'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS',
+           'TABLE5', 'SADM', 'PLAIN', 'TABLE7', 'FIG6', 'FIG7', 'FIG7_FULL', 'FIG8', 'SCALES', 'SEEDS', 'FULL',
+           'FULL_DEFAULTS', 'TABLES', 'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA',
+           'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path',
+           'current_commit', 'code_checksum', 'environment', 'record_environment', 'cached_encoder',
+           'reference_features', 'build', 'stages', 'rank', 'train_run', 'sample_seeds', 'trained_denoiser',
+           'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain',
+           'steps_done', 'environment_variables', 'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings',
+           'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline',
+           'omega_settings', 'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code',
+           'training_seconds', 'samples_of', 'training_log', 'push_frame', 'continue_study', 'parser', 'main']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
+import argparse
 import difflib
 import hashlib
 import json
@@ -24,16 +25,16 @@ import multiprocessing
 import os
 import platform
 import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import numpy as np
 import pandas as pd
 import torch
@@ -47,9 +48,10 @@ from .dit import DiT
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
 from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
 from .joint import relation_variance
+from .loop import held, load_checkpoint, read_log
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
 from .samplers import karras_sigmas, sample
-from .training import PHASES, draw_batch, load_checkpoint, read_log, train, training_step
+from .training import PHASES, Seen, draw_batch, kept_features, train, training_step
 from .unet import ADM, DDPMPP, ADMUNet, DDPMUNet, SongUNet, UNet
 
 # %% ../nbs/15_experiments.ipynb #0e20c443
@@ -81,9 +83,16 @@ DEFAULTS = dict(
     n_samples=1000, sampler_steps=12,         # Heun: 2 * sampler_steps - 1 network calls
     n_reference=None,                         # held-out images measured against; None: all of them
     independent_encoder="efficientnet_lite0_64",  # of the second Frechet distance; training never sees it
+    # None: as `sadm.training.train` has them
+    accumulate=None, clip=None, ema_rate=None, augment_p=None, conditional=None, simultaneous=None, gather=None,
+    kept_features=None,                       # True: the frozen encoder's features of real images from a file
+    workers=None, keep=None, checkpoint_every=None, compiled=None, trackers=None,
+    processes=None,                           # None: one for every GPU, one on a CPU
     device="cpu", mixed_precision="no", threads=1)
 
-TRAIN_KEYS = ("batch_size", "lr", "encoder_lr", "warmup", "ema_halflife", "group_size", "flip", "seed", "device", "mixed_precision")  # handed to `train`
+TRAIN_KEYS = ("batch_size", "lr", "encoder_lr", "warmup", "ema_halflife", "group_size", "flip", "seed", "device", "mixed_precision",
+              "accumulate", "clip", "ema_rate", "augment_p", "conditional", "simultaneous", "gather", "workers", "keep", "checkpoint_every", "compiled", "trackers")  # handed to `train`
+EXECUTION_KEYS = ("workers", "keep", "checkpoint_every", "compiled", "trackers", "processes")  # how a run is done, not what it is
 ADVERSARIAL_KEYS = ("encoder_lr",)  # mean nothing without a sat phase
 STRUCTURE_KEYS = ("structure", "relation", "distance", "omega", "time_weight", *ADVERSARIAL_KEYS)  # mean nothing to a plain run
 MEASURE_KEYS = ("n_samples", "sampler_steps", "n_reference", "independent_encoder")  # matter once the training is over
@@ -120,7 +129,7 @@ def run_folder(settings: dict,  # complete
                runs: Path) -> Path:
     "Where a run lives: a readable label and a hash of everything that determines its weights. What is measured later does not count."
     plain = all(name == "plain" for name, _ in settings["phases"])
-    after = MEASURE_KEYS + (ENCODER_KEYS if plain else ())
+    after = MEASURE_KEYS + EXECUTION_KEYS + (ENCODER_KEYS if plain else ())
     kind = f"{settings['structure']}-" if settings["structure"] in ("features", "logit") else ""
     label = f"{settings['data']}-{kind}{'-'.join(f'{name}{steps}' for name, steps in settings['phases'])}-seed{settings['seed']}"
     return Path(runs) / f"{label}-{settings_hash({key: value for key, value in settings.items() if key not in after}, data_checksum=data.checksum)}"
@@ -158,18 +167,6 @@ def record_environment(folder: Path, now: dict) -> None:
     path = folder / "environment.json"
     before = json.loads(path.read_text()) if path.exists() else []
     if now not in before: write_json(path, [*before, now])
-
-
-def held(folder: Path, wait: bool) -> filelock.FileLock:
-    "The lock of a folder; if somebody else has it and `wait` is off, the error says who."
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = filelock.FileLock(folder / ".lock"), folder / "holder.json"
-    try: lock.acquire(timeout=-1 if wait else 0)
-    except filelock.Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
-        raise RuntimeError(f"{folder} is in use by {who}; wait for it or stop it") from None
-    holder.write_text(json.dumps(dict(pid=os.getpid(), host=platform.node(), since=datetime.now(timezone.utc).isoformat(timespec="seconds"))))
-    return lock
 
 # %% ../nbs/15_experiments.ipynb #d45b2ac6
 def cached_encoder(name: str,          # of ENCODERS
@@ -226,20 +223,23 @@ def stages(settings: dict, data: ImageData, runs: Path) -> list[Path]:
     return [run_folder(complete({**settings, "phases": settings["phases"][:k + 1]}), data, runs) for k in range(len(settings["phases"]))]
 
 
+def rank() -> int: return int(os.environ.get("RANK", 0))  # of this process, set by accelerate launch and torchrun
+
+
 def train_run(settings: dict, data: ImageData, runs: Path, wait: bool = False) -> Path:
-    "Train a run phase by phase; returns its folder, which then holds last.pt and ema.safetensors."
+    "Train a run phase by phase; returns its folder, which then holds last.pt and ema.safetensors. Several processes train together; the first of them writes."
     folder = run_folder(settings, data, runs)
     if (folder / "ema.safetensors").exists(): return folder
     *earlier, _ = settings["phases"]
     start = train_run(complete({**settings, "phases": earlier}), data, runs, wait) / "last.pt" if earlier else None
-    lock = held(folder, wait)
-    try:
+    with held(folder, wait) if rank() == 0 else nullcontext():
         if (folder / "ema.safetensors").exists(): return folder  # made while this process waited
-        write_json(folder / "settings.json", settings)
-        record_environment(folder, environment(data, settings))
+        if rank() == 0:
+            write_json(folder / "settings.json", settings)
+            record_environment(folder, environment(data, settings))
         net, process, structure = build(settings, data, runs)
-        train(folder, net, process, data, settings["phases"], structure, start, **{key: settings[key] for key in TRAIN_KEYS})
-    finally: lock.release()
+        real = kept_features(structure.encoder, data, Path(runs) / "features", settings["flip"]) if settings["kept_features"] and structure is not None else None
+        train(folder, net, process, data, settings["phases"], structure, start, real_features=real, **{key: settings[key] for key in TRAIN_KEYS if settings[key] is not None})
     return folder
 
 # %% ../nbs/15_experiments.ipynb #fbb456f4
@@ -304,6 +304,34 @@ def distances(settings: dict, images, runs: Path, device: str = "cpu") -> dict:
     return result
 
 # %% ../nbs/15_experiments.ipynb #4ae6ece1
+def launch(settings: dict, runs: Path, processes: int) -> None:
+    "Train a run in several processes on this machine; RuntimeError if they fail. What they say goes to this process's output."
+    runs = Path(runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / f"launch-{settings_hash(settings)}.json"
+    write_json(path, settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "sadm.experiments", "--settings", str(path), "--runs", str(runs), "--train-only"]
+    data = load_data(settings["data"], "train")
+    ends = np.cumsum([steps for _, steps in settings["phases"]]).tolist()
+    folders = {folder: (end - steps, end) for folder, (_, steps), end in zip(stages(settings, data, runs), settings["phases"], ends)}
+    with tqdm(total=ends[-1], initial=steps_done(folders), desc=f"training steps, {processes} processes") as bar, subprocess.Popen(command, env=os.environ | {"TQDM_DISABLE": "1"}) as process:
+        try:
+            while process.poll() is None:
+                time.sleep(1)
+                bar.update(steps_done(folders) - bar.n)
+        except BaseException:
+            process.terminate()  # it saves, then ends
+            raise
+    if process.returncode: raise RuntimeError(f"training in {processes} processes ended with status {process.returncode}: its own message stands above; call again to go on from the last checkpoint")
+    path.unlink()
+
+
+def process_count(settings: dict) -> int:
+    "How many processes a run trains in: as its settings say, else one for every GPU it may use."
+    if settings["processes"] is not None: return settings["processes"]
+    return max(torch.cuda.device_count(), 1) if settings["device"] == "auto" else 1
+
+
 def run(settings: dict,      # differences from DEFAULTS
         runs: Path = "_runs",  # folder of all runs
         wait: bool = False,  # if another process holds this run: wait for it, or say so and stop
@@ -314,7 +342,9 @@ def run(settings: dict,      # differences from DEFAULTS
     data = load_data(settings["data"], "train")
     path = result_path(settings, data, runs)
     if not path.exists():
-        folder = train_run(settings, data, runs, wait)
+        folder = run_folder(settings, data, runs)
+        if (processes := process_count(settings)) > 1 and "RANK" not in os.environ and not (folder / "ema.safetensors").exists(): launch(settings, runs, processes)
+        train_run(settings, data, runs, wait)
         lock = held(folder, wait)
         try:
             if not path.exists():
@@ -428,7 +458,7 @@ def step_seconds(settings: dict,    # complete, with an encoder
     for _ in range(rounds):
         for phase in PHASES:
             start = time.perf_counter()
-            for _ in range(steps): training_step(phase, Denoiser(net, process).loss(x0, t=t, eps=eps), x0, group, structure, optimizer, encoder_optimizer)
+            for _ in range(steps): training_step(phase, [lambda: Seen(Denoiser(net, process).loss(x0, t=t, eps=eps), x0, group)], structure, optimizer, encoder_optimizer)
             times[phase].append((time.perf_counter() - start) / steps)
     return {phase: float(np.median(seconds[1:])) for phase, seconds in times.items()}
 
@@ -799,3 +829,42 @@ def continue_study(cells: list[tuple],  # (stage, data set, row, seed, settings)
         return study
     finally:
         if lock is not None: lock.release()
+
+# %% ../nbs/15_experiments.ipynb #9e4823cf
+def parser() -> argparse.ArgumentParser:
+    "The options of `python -m sadm.experiments`."
+    top = argparse.ArgumentParser("python -m sadm.experiments", description="One run: train (in as many processes as were launched), sample, measure. Call it again to go on.", allow_abbrev=False)
+    top.add_argument("--settings", type=Path, help="JSON file with differences from the defaults")
+    top.add_argument("--table", choices=TABLES, help="take the settings of a row of this table or figure")
+    top.add_argument("--row", help="of the table")
+    top.add_argument("--scale", default="full", choices=(*SCALES, "full"))
+    top.add_argument("--column", help="data set, for scale full")
+    top.add_argument("--seed", type=int, default=0)
+    top.add_argument("--runs", type=Path, help="folder of all runs (default _runs in the repository)")
+    top.add_argument("--train-only", action="store_true", help="leave sampling and measuring to a later call")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:  # exit status: 0, or 1 with a line that says what is wrong
+    "Train, sample and measure one run; of several processes the first one samples and measures."
+    given = parser().parse_args(argv)
+    try:
+        if (given.settings is None) == (given.table is None): raise ValueError("give either --settings or --table with --row")
+        if given.settings: settings = json.loads(given.settings.read_text())
+        else:
+            if given.row is None: raise ValueError(f"--row must be one of {', '.join(table_rows(given.table, given.scale))}")
+            cells = {cell[0]: cell[-1] for cell in table_cells(given.table, given.scale, [given.row], [given.seed])}
+            if given.column not in (None, *cells): raise ValueError(f"--column must be one of {', '.join(cells)}, got {given.column!r}")
+            settings = cells[given.column or next(iter(cells))]
+        settings, runs = complete(settings), given.runs or root() / "_runs"
+    except (ValueError, OSError) as error:
+        print(f"sadm.experiments: {error}", file=sys.stderr)
+        return 1
+    torch.set_num_threads(settings["threads"])
+    folder = train_run(settings, load_data(settings["data"], "train"), runs)
+    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    if rank() == 0: print(folder if given.train_only else json.dumps(run(settings, runs), indent=1))
+    return 0
+
+# %% ../nbs/15_experiments.ipynb #4f024b34
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in the notebook, which is a main module too

@@ -14,6 +14,7 @@ import pickle
 import platform
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,9 +52,11 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict:
 # %% ../nbs/09f_loop.ipynb #c80d58d5
 class Weights:
     "The trained parameters and the buffers of a network as a part of a checkpoint. Without frozen parameters it is the network's own state dict."
-    def __init__(self, net: nn.Module): self.net = net
+    def __init__(self, net: nn.Module,
+                 like: nn.Module | None = None):  # whose parameters say what is trained: for an average, the network it follows; None: its own
+        self.net, self.like = net, net if like is None else like
 
-    def frozen(self) -> set[str]: return {name for name, p in self.net.named_parameters() if not p.requires_grad}
+    def frozen(self) -> set[str]: return {name for name, p in self.like.named_parameters() if not p.requires_grad}
 
     def state_dict(self) -> dict:
         frozen = self.frozen()
@@ -68,12 +71,11 @@ class Weights:
 def resume(parts: dict,          # name: object with load_state_dict
            last: Path,           # this run's checkpoint
            start: Path | None,   # checkpoint of a run of the earlier phases
-           device: str | torch.device = "cpu",
           ) -> int:              # steps done
     "Load the run's last checkpoint, else the one to start from; 0 if there is neither. A checkpoint of other settings is a RuntimeError, and stays as it is."
     source = last if last.exists() else start
     if source is None: return 0
-    state = load_checkpoint(source, device)
+    state = load_checkpoint(source)  # to the CPU, wherever it was written; the parts copy it to where they are
     for name, part in parts.items():
         # earlier phases without an adversary have no encoder in their checkpoint: it has not moved yet
         if name not in state and source != last and name.startswith("encoder"): continue
@@ -95,11 +97,11 @@ def read_log(path: Path,                # metrics.jsonl
     return lines
 
 # %% ../nbs/09f_loop.ipynb #68337861
-def held(folder: Path, wait: bool) -> filelock.FileLock:
-    "The lock of a folder; if somebody else has it and `wait` is off, the error says who."
+def held(folder: Path, wait: bool, name: str = ".lock") -> filelock.FileLock:
+    "A lock of a folder; if somebody else has it and `wait` is off, the error says who."
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise type(error)(f"the folder {folder} cannot be made ({error.strerror}): choose another for the runs") from error
-    lock, holder = filelock.FileLock(folder / ".lock", is_singleton=True), folder / "holder.json"
+    lock, holder = filelock.FileLock(folder / name), folder / "holder.json"
     try: lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
         who = holder.read_text().strip() if holder.exists() else "another process"
@@ -149,10 +151,11 @@ def asked_to_stop(stopping: Stopping, accelerator: Accelerator | None) -> bool:
 def numbers(record: dict,  # scalar tensors, numbers or words
             accelerator: Accelerator | None = None) -> dict:
     "A step's record as plain numbers, means over the processes."
-    tensors = {name: value.detach().float() for name, value in record.items() if isinstance(value, torch.Tensor)}
-    if accelerator is not None and accelerator.num_processes > 1 and tensors:
-        tensors = dict(zip(tensors, accelerator.reduce(torch.stack([*tensors.values()]).to(accelerator.device), "mean")))
-    return {name: tensors[name].item() if name in tensors else value for name, value in record.items()}
+    values = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in record.items()}
+    measured = [name for name, value in record.items() if isinstance(value, torch.Tensor)]
+    if accelerator is not None and accelerator.num_processes > 1 and measured:
+        values |= zip(measured, accelerator.reduce(torch.tensor([values[name] for name in measured], dtype=torch.float64, device=accelerator.device), "mean").tolist())
+    return values
 
 
 def check_finite(record: dict, where: str, last: Path, done: int) -> None:
@@ -198,18 +201,17 @@ def fit(folder: Path,               # gets last.pt and metrics.jsonl; continued 
         measure_every: int | None = None, # steps
         diverged: float | None = 10.,     # stop when an adversary has made the loss so many times larger; None: never
         accelerator: Accelerator | None = None,  # several processes, trackers; None: one process
-        device: str | torch.device = "cpu",      # where checkpoints are loaded to
-       ) -> None:
+        ) -> None:
     """Do the steps that are not done yet. Interrupt it at will: SIGINT, SIGTERM and SIGUSR1 end it after the step with a checkpoint, any other death costs the steps since the last one; the next call goes on from there.
     RuntimeError: the folder is in use, or its checkpoint broken or of other settings. OSError: no room. FloatingPointError: NaN, Inf or a diverging adversary; the last good checkpoint stays."""
     folder, main = Path(folder), accelerator is None or accelerator.is_main_process
     last, log = folder / "last.pt", folder / "metrics.jsonl"
     everyone = (lambda: None) if accelerator is None else accelerator.wait_for_everyone
-    lock = held(folder, wait=False) if main else None
+    lock = held(folder, wait=False, name=".training") if main else None
     bar = None
     try:
         everyone()
-        done = resume(parts, last, start, device)
+        done = resume(parts, last, start)
         lines = read_log(log, before=done)
         if main:
             check_room(folder, parts, keep)
@@ -257,7 +259,7 @@ def fit(folder: Path,               # gets last.pt and metrics.jsonl; continued 
                     if done < n: save()
                     break
         if n < total:
-            bar.write(f"stopped after step {n}; its checkpoint is {last}, the next call goes on from there")
+            if main: tqdm.write(f"stopped after step {n}; its checkpoint is {last}, the next call goes on from there", file=sys.stderr)  # not stdout: the process may die before it is flushed
             signal.raise_signal(stopping.signum or signal.SIGTERM)
             raise KeyboardInterrupt  # whoever handles the signal now chose to go on: the training must not
     finally:

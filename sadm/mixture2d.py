@@ -28,7 +28,7 @@ from .discriminator import StructuralLoss, share_times
 from .experiments import TIME_WEIGHTS, code_checksum, current_commit, settings_hash, write_json
 from .joint import ExactDenoiser, Mixture
 from .samplers import heun, karras_sigmas
-from .training import check_phases, ema_decay, ema_update, phase_at, training_step
+from .training import Seen, check_phases, ema_decay, ema_update, phase_at, training_step
 
 # %% ../nbs/18_mixture2d.ipynb #2c7a7b55
 def seven_modes() -> Mixture:
@@ -351,7 +351,7 @@ def train_points(world: Mixture,
         x0 = world.sample(batch_size, g).float()
         t, group = share_times(process.sample_t(batch_size, g), group_size)
         out = denoiser.loss(x0, t=t, eps=torch.randn(x0.shape, generator=g))
-        log.append(training_step(phase_at(phases, step), out, x0, group if group_size > 1 else None, structure, optimizer, adversary))
+        log.append(training_step(phase_at(phases, step), [lambda: Seen(out, x0, group if group_size > 1 else None)], structure, optimizer, adversary))
         ema_update(ema, net, ema_decay(step * batch_size, batch_size, ema_halflife))
     return Denoiser(ema, process), [{name: value.item() for name, value in record.items()} for record in log]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
 from sadm.data import load_data
 from sadm.mixture2d import FIG2
-from sadm.training import load_checkpoint
+from sadm.loop import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = Path(sys.executable).parent
