@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         if x.ndim != 4 or x.shape[1] not in (1, channels):
             raise ValueError(f"images must have shape (B, {channels} or 1, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point(): raise ValueError(f"images must be floating point in [-1, 1], got {x.dtype}")
-        x = x.expand(-1, channels, -1, -1)  # grey images for a network that wants RGB
+        x = (x if x.dtype == torch.float64 else x.float()).expand(-1, channels, -1, -1)  # resized in float32 also where a decoder answered in bfloat16; grey images for a network that wants RGB
         if self.size and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         return self.network((x + self.shift) / self.scale).flatten(1)
