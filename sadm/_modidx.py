@@ -106,6 +106,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'sadm.data.PackedImages.encoded': ('nbs/data.html#packedimages.encoded', 'sadm/data.py'),
                            'sadm.data.PackedImages.pixels': ('nbs/data.html#packedimages.pixels', 'sadm/data.py'),
                            'sadm.data.batch_indices': ('nbs/data.html#batch_indices', 'sadm/data.py'),
+                           'sadm.data.carried': ('nbs/data.html#carried', 'sadm/data.py'),
                            'sadm.data.center_crop': ('nbs/data.html#center_crop', 'sadm/data.py'),
                            'sadm.data.content_checksum': ('nbs/data.html#content_checksum', 'sadm/data.py'),
                            'sadm.data.data_folder': ('nbs/data.html#data_folder', 'sadm/data.py'),

@@ -30,7 +30,8 @@ LATER = {"evaluate": ("FID and its relatives of anybody's samples", "sadm.evalua
 def parser() -> argparse.ArgumentParser:
     "One command for each notebook, one option for each of its parameters; and the tools."
     import papermill
-    top = argparse.ArgumentParser("sadm", description="Reproduce a table or figure of Structure-Guided Adversarial Training of Diffusion Models.", allow_abbrev=False)
+    top = argparse.ArgumentParser("sadm", description="Reproduce a table or figure of Structure-Guided Adversarial Training of Diffusion Models.", allow_abbrev=False,
+                                  epilog=None if notebooks() else "Tables and figures are notebooks of the repository, which is not here: clone it and run there.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, run) in TOOLS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

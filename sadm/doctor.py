@@ -88,7 +88,7 @@ def data_sets() -> list[dict]:  # name, ready, state in words, original and prep
     for name in data.DATASETS:
         row = dict(name=name, ready=True, state="", original=0, prepared=0)
         if name in ("fashion16", "digits8"):
-            row["ready"] = (data.root() / "data" / name / f"{name}.npz").is_file()
+            row["ready"] = data.carried(f"{name}/{name}.npz").is_file()
             row["state"] = "comes with the repository" if row["ready"] else f"missing: restore it with `git checkout -- data/{name}`"
         elif name == "fashion_mnist":
             row["ready"] = any((place / data.IDX_NAMES["train"][0]).is_file() for place in (data.FASHION_MNIST, data.root() / "data" / "downloads" / "FashionMNIST" / "raw"))
