@@ -26,13 +26,14 @@ doctor: venv  ## what this machine has, and what each table lacks at full scale
 
 lab:  ## JupyterLab on the notebooks, with the kernel of .venv
 	@tools/install.sh lab
-	$(BIN)/jupyter lab
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab
 
 export: venv  ## after editing a notebook: write sadm/, clean the notebooks, write README.md
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python tools/readme.py
 	$(BIN)/python tools/data_table.py
+	$(BIN)/python tools/site_pages.py
 
 readme: venv  ## write README.md from nbs/index.ipynb (Quarto not needed)
 	$(BIN)/python tools/readme.py
