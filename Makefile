@@ -4,7 +4,7 @@ VENV ?= .venv
 export VENV
 BIN := $(VENV)/bin
 
-.PHONY: help venv quick smoke test lab docs readme export clean
+.PHONY: help venv quick smoke test doctor lab docs readme export wheel clean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -21,15 +21,19 @@ smoke: venv  ## Table 5, structure only, seconds
 test: venv  ## all that CI checks
 	$(BIN)/python -m pytest
 
-lab:  ## JupyterLab on the notebooks
+doctor: venv  ## what this machine has, and what each table lacks at full scale
+	$(BIN)/sadm doctor
+
+lab:  ## JupyterLab on the notebooks, with the kernel of .venv
 	@tools/install.sh lab
-	$(BIN)/jupyter lab
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab
 
 export: venv  ## after editing a notebook: write sadm/, clean the notebooks, write README.md
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python tools/readme.py
 	$(BIN)/python tools/data_table.py
+	$(BIN)/python tools/site_pages.py
 
 readme: venv  ## write README.md from nbs/index.ipynb (Quarto not needed)
 	$(BIN)/python tools/readme.py
@@ -40,6 +44,9 @@ docs: venv  ## render the website to _docs/ (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started/" >&2; exit 1; }
 	PATH="$(abspath $(BIN)):$$PATH" nbdev-docs --skip-folder-re '^[_.]|^(data|sadm|tests|tools|build|dist|.*\.egg-info)$$'
 	$(BIN)/python tools/offline_site.py _docs
+
+wheel: venv  ## the package as dist/sadm-*.whl
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 clean:  ## remove what can be made again; .venv and _runs/ stay
 	rm -rf _proc _docs build dist sadm.egg-info .pytest_cache nbdev.yml sidebar.yml

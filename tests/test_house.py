@@ -110,6 +110,11 @@ def test_the_tables_of_data_readme_are_current():
     assert subprocess.run([sys.executable, ROOT / "tools/data_table.py", "--check"]).returncode == 0, "run `make export`"
 
 
+def test_the_generated_pages_of_the_site_are_current():
+    done = subprocess.run([sys.executable, ROOT / "tools/site_pages.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_readme_is_current():
     spec = importlib.util.spec_from_file_location("readme", ROOT / "tools/readme.py")
     readme = importlib.util.module_from_spec(spec)
@@ -154,6 +159,30 @@ def test_one_parameters_cell_of_literals(notebook):
     for s in lines: ast.literal_eval(s.value)  # raises on anything but a plain value
 
 
+# Figures drawn before this rule, in notebooks that are being changed; take a line out when its figures have their texts.
+WITHOUT_TEXTS = {"08_metrics", "08c_intervals", "08e_memorisation", "11_training", "16_report"}
+
+
+@named
+def test_every_figure_says_in_words_what_it_shows(notebook):
+    "An alternative text: the Quarto option fig-alt of the cell that draws."
+    drawn = [c for c in cells(notebook) if any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in c["outputs"])]
+    said = {c["id"]: re.match(r'#\| fig-alt: "(.*)"$', "".join(c["source"]).split("\n")[0]) for c in drawn}
+    if notebook.stem in WITHOUT_TEXTS: assert not drawn or not all(said.values()), f"take {notebook.stem} out of WITHOUT_TEXTS"; return
+    assert not [cell for cell, text in said.items() if text is None], 'the first line of a cell that draws is #| fig-alt: "..."'
+    assert all(40 <= len(text[1]) <= 400 for text in said.values()), "a sentence or three"
+
+
+# Ordered, diverging about a middle, or grey: colour maps that deficient colour vision tells apart.
+MAPS = {"gray", "Greys", "cividis", "viridis", "vlag", "RdBu", "RdBu_r", "PuOr", "PuOr_r"}
+
+
+@named
+def test_colour_maps_are_safe_for_colour_blind_readers(notebook):
+    used = set(re.findall(r"""(?:cmap\s*=\s*|color_palette\(\s*|get_cmap\(\s*)["'](\w+)["']""", "\n".join("".join(c["source"]) for c in cells(notebook))))
+    assert not used - MAPS - {"colorblind"}
+
+
 # ---------------------------------------------------------------- all files
 
 # Folders of one machine, and the files a Jupyter kernel names in warnings (new at each run).
@@ -170,5 +199,6 @@ def test_the_site_shows_every_notebook():
     import yaml
     quarto = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     render, sidebar = quarto["project"]["render"], [s["contents"] for s in quarto["website"]["sidebar"]["contents"]]
+    sidebar = [p for contents in sidebar for p in ([contents] if isinstance(contents, str) else contents)]
     for patterns in (render, sidebar):
         assert not [n for n in NOTEBOOKS if not any(fnmatch.fnmatch(n.as_posix(), p) for p in patterns)]
