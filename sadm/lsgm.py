@@ -31,20 +31,23 @@ class MixedScore(nn.Module):
                  net: nn.Module,             # net(z, noise_label, labels) -> (B, C, H, W) noise
                  process: LVP,
                  channels: int,              # C
-                 logit_init: float = -6.):   # of the share a of the network
+                 logit_init: float = -6.,    # of the share a of the network
+                 prediction: str = "eps"):   # what `net` predicts: eps, as in LSGM, or v
         super().__init__()
+        self.prediction = check_name("prediction", prediction, ("eps", "v"))
         if not isinstance(process, LVP) or process.prediction != "eps": raise ValueError(f"the mixed score needs LVP with prediction eps, got {type(process).__name__} with {getattr(process, 'prediction', None)}")
         self.net, self.process, self.label_dim = net, process, getattr(net, "label_dim", 0)
         self.logit = nn.Parameter(torch.full((1, channels, 1, 1), float(logit_init)))
 
     def forward(self, z: Tensor, noise_label: Tensor, labels: Tensor | None = None) -> Tensor:  # (B, C, H, W), (B,) 999 t, (B,) -> (B, C, H, W)
-        sigma = expand(self.process.sigma(noise_label.double() / self.process.network_time(1.)), z)
-        return torch.lerp(sigma * z, self.net(z, noise_label, labels), self.logit.sigmoid())
+        t = noise_label.double() / self.process.network_time(1.)
+        normal, out, a = expand(self.process.sigma(t), z) * z, self.net(z, noise_label, labels), self.logit.sigmoid()
+        return torch.lerp(normal, out, a) if self.prediction == "eps" else normal + a * expand(self.process.alpha(t), z) * out
 
 
-def mixed_prior(net: nn.Module, process: LVP, channels: int, logit_init: float = -6.) -> Denoiser:
+def mixed_prior(net: nn.Module, process: LVP, channels: int, logit_init: float = -6., prediction: str = "eps") -> Denoiser:  # as in `MixedScore`
     "The score prior as a denoiser of latents."
-    return Denoiser(MixedScore(net, process, channels, logit_init), process)
+    return Denoiser(MixedScore(net, process, channels, logit_init, prediction), process)
 
 # %% ../nbs/10c_lsgm.ipynb #c25f48ec
 TIME_WEIGHTS = ("ll", "un", "re")         # likelihood, unweighted, re-weighted
