@@ -223,7 +223,7 @@ def bits_per_dim_elbo(vae: NVAE,
                       atol: float = 1e-5,
                       batch_size: int = 64,
                      ) -> BitsPerDim:                  # terms: mean reconstruction, minus entropy, prior
-    "The negative bound on log p(x), LSGM's Eq. 3."
+    "The negative bound on log p(x), LSGM's Sec. 3, on 8-bit images."
     seeds, D = check_request(images, labels, seeds, n_repeats), images[0].numel()
     check_name("by", by, PRIOR_BY)
     device, calls = next(vae.parameters()).device, 0
