@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
 from sadm.data import load_data
+from sadm.lsgm_study import LSGM_ROWS
 from sadm.mixture2d import FIG2
 from sadm.loop import load_checkpoint
 
@@ -130,6 +131,7 @@ def test_raw_papermill_from_elsewhere_finds_the_kept_results(smoke, tmp_path):
 OTHERS = sorted(path.stem for path in (ROOT / "reproduce").glob("*.ipynb") if path.stem != "table5")
 SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES} | {  # rows at smoke scale, what is measured first
     "fig2": (FIG2, "W2"),
+    "lsgm": (LSGM_ROWS, "bits_per_dim"),
     "fig5": (["clean", "noised", "ddpm", "sg", "sat", "sat_slow"], "label_correlation"),
     "omega": (["plain", "signal2_1", "sat_slow", "logit"], "fd_independent"),
     "performance": (["ddpmpp", "adm", "dit"], "seconds")}
