@@ -11,7 +11,7 @@
 #SBATCH --output=_runs/slurm-%j.log
 #SBATCH --signal=B:TERM@120
 set -u
-[ $# -gt 0 ] || { echo "usage: sbatch howto/slurm.sh COMMAND..., e.g. -m sadm.experiments ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: sbatch howto/slurm.sh COMMAND..., e.g. -m sadm.experiments --table table5 --row sat --column cifar10" >&2; exit 2; }
 launch=${SADM_LAUNCH:-.venv/bin/accelerate}
 nodes=${SLURM_NNODES:-1}
 gpus=${SLURM_GPUS_ON_NODE:-1}

@@ -41,6 +41,8 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+import sadm
+
 from .checkpoints import replace_file, save_weights, weights_checksum, write_json
 from .data import DATASETS, ImageData, first_images, load_data, root
 from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
@@ -141,15 +143,18 @@ def result_path(settings: dict, data: ImageData, runs: Path) -> Path:
 
 
 def current_commit() -> str:
-    "The commit of the working tree, with a + if `sadm/` differs from it; 'unknown' outside git."
-    git = lambda *args: subprocess.run(["git", "-C", str(root()), *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "sadm") else "")
+    "The commit of the package's working tree, with a + if `sadm/` differs from it; 'unknown' outside of one (an installed wheel may lie in somebody else's repository)."
+    folder = Path(sadm.__file__).resolve().parent
+    git = lambda *args: subprocess.run(["git", "-C", str(folder.parent), *args], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        if not git("ls-files", "--", f"{folder.name}/__init__.py"): return "unknown"
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", folder.name) else "")
     except (OSError, subprocess.CalledProcessError): return "unknown"
 
 
 def code_checksum() -> str:
     "The first 12 digits of a SHA-256 over the package's source: two working trees with one commit may differ, their code may not."
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted((root() / "sadm").glob("*.py")))).hexdigest()[:12]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(sadm.__file__).resolve().parent.glob("*.py")))).hexdigest()[:12]
 
 
 def environment(data: ImageData, settings: dict) -> dict:

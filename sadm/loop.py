@@ -222,7 +222,8 @@ def fit(folder: Path,               # gets last.pt and metrics.jsonl; continued 
 
         def save():
             nonlocal done
-            check_finite({f"sum of {name}": sum(p.detach().double().sum() for p in part.net.parameters()).item() for name, part in parts.items() if isinstance(part, Weights)}, f"step {n}", last, done)
+            modules = {name: getattr(part, "net", part) for name, part in parts.items()}
+            check_finite({f"sum of {name}": sum(p.detach().double().sum() for p in module.parameters()).item() for name, module in modules.items() if isinstance(module, nn.Module) and any(True for _ in module.parameters())}, f"step {n}", last, done)
             if main:
                 try:
                     save_checkpoint(last, {"step": n, "images": n * batch_size} | {name: part.state_dict() for name, part in parts.items()})

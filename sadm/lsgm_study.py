@@ -22,6 +22,7 @@ from .checkpoints import write_json
 from .data import ImageData, load_data, seed_of
 from .diffusion import LVP, Denoiser, to_float
 from .experiments import code_checksum, current_commit, settings_hash
+from .loop import fit, read_log
 from .lsgm import bits_per_dim_elbo, lsgm_training, mixed_prior, sample_latents
 from .nvae import NVAE, calibrate_batch_norm, kl_coefficient, nvae
 from .unet import UNet
@@ -65,7 +66,7 @@ def calibrated(vae: NVAE, data: ImageData, n: int, seed: int, batch_size: int = 
 def lsgm_run(settings: dict,  # of `lsgm_settings`
              runs: Path,
             ) -> dict:        # settings, one entry for each of LSGM_ROWS, commit, code, run
-    "Both rows of one seed: train, calibrate, evaluate, sample; or read the result of having done so. The folder holds result.json and samples.npz."
+    "Both rows of one seed: train, calibrate, evaluate, sample; or read the result of having done so, or go on where it was interrupted. The folder holds result.json, samples.npz and the checkpoints of its three trainings."
     folder = Path(runs) / f"lsgm-seed{settings['seed']}-{settings_hash(settings)}"
     path = folder / "result.json"
     if path.exists(): return json.loads(path.read_text()) | {"run": folder.name}
@@ -75,8 +76,8 @@ def lsgm_run(settings: dict,  # of `lsgm_settings`
     common = dict(batch_size=B, seed=seed, ema=settings["ema"], clip=settings["clip"])
     torch.manual_seed(seed_of(seed))
     vae, clock = nvae(settings["vae"]), time.process_time()
-    _, step = lsgm_training(vae, None, data, lr=lambda n: settings["lr"], kl=lambda n: kl_coefficient(n, first, settings["kl_start"]), **common)
-    for n in range(first): step(n)
+    parts, step = lsgm_training(vae, None, data, lr=lambda n: settings["lr"], kl=lambda n: kl_coefficient(n, first, settings["kl_start"]), **common)
+    fit(folder / "first", parts, step, first, B, diverged=None)
     seconds = dict(first_stage=time.process_time() - clock)
 
     prior, rows, images = study_prior(settings, vae.latent_shape), {}, {}
@@ -84,11 +85,12 @@ def lsgm_run(settings: dict,  # of `lsgm_settings`
     for row, denoiser in (("normal", None), ("lsgm", prior)):
         clock = time.process_time()
         parts, step = lsgm_training(deepcopy(vae), denoiser, data, first=first * B, lr=rate, prior_lr=prior_rate, weight=settings["weight"], shared=settings["shared"], **common)
-        log = [{name: value.item() for name, value in step(n).items()} for n in range(second)]
+        fit(folder / row, parts, step, second, B, log_every=max(second // 100, 1), diverged=None)
+        log = read_log(folder / row / "metrics.jsonl")
         averaged = Denoiser(parts["prior_ema"].module.eval(), prior.process) if denoiser else None
         seconds[row] = time.process_time() - clock
         numbers, images[row] = evaluate_row(parts["vae_ema"].module.eval(), averaged, data, heldout, settings)
-        rows[row] = numbers | dict(log={name: [line[name] for line in log[::max(second // 100, 1)]] for name in log[0]})
+        rows[row] = numbers | dict(log={name: [line[name] for line in log] for name in log[0]})
     np.savez(folder / "samples.npz", **{row: value.numpy() for row, value in images.items()})
     write_json(path, dict(settings=settings, rows=rows, seconds={name: round(value, 1) for name, value in seconds.items()}, commit=current_commit(), code=code_checksum()))
     return json.loads(path.read_text()) | {"run": folder.name}
