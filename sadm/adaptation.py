@@ -176,7 +176,7 @@ def adapt(settings: dict,        # differences from ADAPT_DEFAULTS
 
 # %% ../nbs/15c_adaptation.ipynb #e9f9b2e1
 ROWS = {"no_adaptation": dict(method="none"), "scratch": dict(method="full", start="random"), **{row: dict(method=settings["method"], sadm=settings["objective"] == "sadm") for row, settings in TABLE4.items()}}
-LR = {"full": 1e-3, "efficient": 1e-2}
+LR = {"scratch": 3e-3, "full": 1e-3, "efficient": 1e-2}
 SADM_SHARE = 24 / 28  # of the steps are structure-guided, the others adversarial
 ADAPT_SCALES = {"smoke": dict(steps=4, source_steps=6, batch_size=8, warmup=0, encoder_steps=5, n_samples=20, n_reference=100, classifier_steps=5, sampler_steps="ddim2", network_kwargs=dict(patch_size=4, hidden_size=32, depth=2, num_heads=2)),
                 "quick": dict(steps=300), "study": dict(steps=300)}
@@ -193,7 +193,7 @@ def adaptation_settings(row: str, scale: str, seed: int) -> dict:
     steps, sadm = settings.pop("steps"), settings.pop("sadm", False)
     guided = round(SADM_SHARE * steps)
     settings["phases"] = [] if row == "no_adaptation" else [["sg", guided], ["sat", steps - guided]] if sadm else [["plain", steps]]
-    if settings["phases"]: settings["lr"] = LR["full" if settings["method"] == "full" else "efficient"]
+    if settings["phases"]: settings["lr"] = LR["scratch" if row == "scratch" else "full" if settings["method"] == "full" else "efficient"]
     if sadm: settings["encoder_lr"] = round(settings["lr"] / 100, 12)
     return settings
 
