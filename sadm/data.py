@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FASHION_MNIST', 'IDX_NAMES', 'INDEX', 'PREPARATION', 'FINE_TUNING', 'DATASETS', 'root', 'carried', 'seed_of',
            'ImageData', 'content_checksum', 'image_data', 'read_idx', 'fashion_mnist', 'download_fashion_mnist',
-           'to_fashion16', 'embedded', 'fashion16', 'digits8', 'first_images', 'open_image', 'center_crop',
-           'PackedImages', 'LatentData', 'data_folder', 'read_manifest', 'prepared', 'load_data', 'epoch_order',
-           'batch_indices']
+           'to_fashion16', 'embedded', 'fashion16', 'digits8', 'first_images', 'some_classes', 'fashion16_classes',
+           'open_image', 'center_crop', 'PackedImages', 'LatentData', 'data_folder', 'read_manifest', 'prepared',
+           'load_data', 'epoch_order', 'batch_indices']
 
 # %% ../nbs/09_data.ipynb #4865aa8e
 import gzip
@@ -167,6 +167,19 @@ def first_images(data: ImageData, n: int | None) -> ImageData:
     if not 0 < n <= len(data): raise ValueError(f"{data.name} has {len(data)} images, asked for {n}")
     return ImageData(f"{data.name}-first{n}", data.images[:n], data.labels[:n], content_checksum(data.images[:n], data.labels[:n]))
 
+# %% ../nbs/09_data.ipynb #b07798b8
+def some_classes(data: ImageData, classes: range) -> ImageData:
+    "The images of consecutive classes as a split of its own (with its own checksum), labels counted from 0."
+    if not (0 <= classes.start < classes.stop <= int(data.labels.max()) + 1 and classes.step == 1): raise ValueError(f"classes must lie in range(0, {int(data.labels.max()) + 1}), got {classes}")
+    chosen = (data.labels >= classes.start) & (data.labels < classes.stop)
+    images, labels = data.images[chosen], data.labels[chosen] - classes.start
+    return ImageData(f"{data.name}-classes{classes.start}to{classes.stop - 1}", images, labels, content_checksum(images, labels))
+
+
+def fashion16_classes(split: str = "train", classes: range = range(5)) -> ImageData:  # (N, 1, 16, 16)
+    "Some classes of fashion16."
+    return some_classes(fashion16(split), classes)
+
 # %% ../nbs/09_data.ipynb #6af86015
 def open_image(data: bytes,  # an encoded image
                name: str,    # for error messages
@@ -283,6 +296,7 @@ def prepared(split: str = "train",
 # %% ../nbs/09_data.ipynb #b9a0a1ba
 FINE_TUNING = ("food101", "sun397", "df20m_mini", "caltech101", "cub200", "artbench10", "flowers102", "stanford_cars")  # from ImageNet at 256x256
 DATASETS = {"fashion16": fashion16, "digits8": digits8, "fashion_mnist": fashion_mnist,  # name -> function of the split
+            "fashion16_0to4": fashion16_classes, "fashion16_5to9": partial(fashion16_classes, classes=range(5, 10)),
             **{name: partial(prepared, name=name) for name in ("cifar10", "celeba64", "ffhq64")},
             "imagenet256": partial(prepared, name="imagenet", size=256), "imagenet512": partial(prepared, name="imagenet", size=512),
             **{name: partial(prepared, name=name, size=256) for name in FINE_TUNING},

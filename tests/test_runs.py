@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sadm.adaptation import ROWS as TABLE4_ROWS
 from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
 from sadm.data import load_data
 from sadm.lsgm_study import LSGM_ROWS
@@ -134,6 +135,7 @@ SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES}
     "lsgm": (LSGM_ROWS, "bits_per_dim"),
     "fig5": (["clean", "noised", "ddpm", "sg", "sat", "sat_slow"], "label_correlation"),
     "omega": (["plain", "signal2_1", "sat_slow", "logit"], "fd_independent"),
+    "table4": (list(TABLE4_ROWS), "fd_independent"),
     "performance": (["ddpmpp", "adm", "dit"], "seconds")}
 
 
