@@ -159,16 +159,12 @@ def test_one_parameters_cell_of_literals(notebook):
     for s in lines: ast.literal_eval(s.value)  # raises on anything but a plain value
 
 
-# Figures drawn before this rule, in notebooks that are being changed; take a line out when its figures have their texts.
-WITHOUT_TEXTS = {"08_metrics", "08c_intervals", "08e_memorisation", "11_training", "16_report"}
-
 
 @named
 def test_every_figure_says_in_words_what_it_shows(notebook):
     "An alternative text: the Quarto option fig-alt of the cell that draws."
     drawn = [c for c in cells(notebook) if any("image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in c["outputs"])]
     said = {c["id"]: re.match(r'#\| fig-alt: "(.*)"$', "".join(c["source"]).split("\n")[0]) for c in drawn}
-    if notebook.stem in WITHOUT_TEXTS: assert not drawn or not all(said.values()), f"take {notebook.stem} out of WITHOUT_TEXTS"; return
     assert not [cell for cell, text in said.items() if text is None], 'the first line of a cell that draws is #| fig-alt: "..."'
     assert all(40 <= len(text[1]) <= 400 for text in said.values()), "a sentence or three"
 
