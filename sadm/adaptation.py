@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'STRUCTURAL', 'STARTS', 'ROWS', 'LR', 'SADM_SHARE', 'ADAPT_SCALES',
-           'NEEDS', 'complete_adaptation', 'fresh_net', 'source_model', 'adaptation_folder', 'prepared_net',
-           'adapted_net', 'train_adaptation', 'draw_adapted', 'adapt', 'adaptation_settings', 'adapt_many',
-           'adaptation_frame']
+           'NEEDS', 'complete_adaptation', 'fresh_net', 'with_trained', 'source_model', 'adaptation_folder',
+           'prepared_net', 'adapted_net', 'train_adaptation', 'draw_adapted', 'adapt', 'adaptation_settings',
+           'adapt_many', 'adaptation_frame']
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
 import difflib
@@ -74,6 +74,13 @@ def fresh_net(settings: dict, data, seed: int) -> DiT:
     return DiT(data.shape[-1], in_channels=data.shape[0], num_classes=int(data.labels.max()) + 1, **settings["network_kwargs"])
 
 
+def with_trained(net: DiT, folder: Path) -> DiT:  # `net`, changed
+    "The averaged weights of a finished run; of a file that holds frozen ones as well, what was trained counts."
+    state = load_file(folder / "ema.safetensors")
+    load_trainable(net, {name: state[name] for name, p in net.named_parameters() if p.requires_grad and name in state})  # refuses if one is missing
+    return net
+
+
 def source_model(settings: dict,  # complete
                  runs: Path,
                  wait: bool = True) -> tuple[DiT, Path]:  # with the averaged weights; its folder
@@ -90,8 +97,7 @@ def source_model(settings: dict,  # complete
                 train(folder, net, DDPM(), data, [("plain", settings["source_steps"])], batch_size=32, lr=settings["source_lr"], warmup=3_200, ema_halflife=10_000,
                       conditional=True, seed=0, device=settings["device"], mixed_precision=settings["mixed_precision"])
         finally: lock.release()
-    net.load_state_dict(load_file(folder / "ema.safetensors"))
-    return net, folder
+    return with_trained(net, folder), folder
 
 # %% ../nbs/15c_adaptation.ipynb #87295f6a
 def adaptation_folder(settings: dict, runs: Path) -> Path:  # complete
@@ -115,9 +121,7 @@ def adapted_net(settings: dict, runs: Path) -> DiT:
     "The network of a finished run, averaged weights: what was trained comes from its file, what was frozen from the source."
     net, _ = prepared_net(settings, runs)
     if not settings["phases"]: return net
-    state = load_file(adaptation_folder(settings, runs) / "ema.safetensors")
-    load_trainable(net, {name: state[name] for name, p in net.named_parameters() if p.requires_grad})
-    return net
+    return with_trained(net, adaptation_folder(settings, runs))
 
 
 def train_adaptation(settings: dict, runs: Path, wait: bool) -> Path:  # -> its folder

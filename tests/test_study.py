@@ -1,8 +1,9 @@
-"The omega study: its file holds what the code asks for, and a stopped study goes on where it stopped."
+"The studies' files hold what the code asks for, and a stopped study goes on where it stopped."
 
 import pandas as pd
 import pytest
 
+from sadm.adaptation import ROWS, adaptation_settings, complete_adaptation
 from sadm.data import root
 from sadm.experiments import OMEGA, STUDY_KEYS, complete, continue_study, held, omega_cells, settings_hash
 
@@ -20,6 +21,13 @@ def test_the_committed_study_holds_exactly_what_the_code_asks_for():
     there = list(study[STUDY_KEYS].itertuples(index=False, name=None))
     assert len(set(there)) == len(there), "a line stands twice"
     assert set(there) == keys(omega_cells("study", list(OMEGA)))
+
+
+def test_the_committed_table4_holds_exactly_what_the_code_asks_for():
+    study = pd.read_csv(root() / "data" / "results" / "table4.csv", dtype={"settings": str})
+    asked = [(row, seed, settings_hash(complete_adaptation(adaptation_settings(row, "study", seed)))) for seed in (0, 1, 2) for row in ROWS]
+    assert sorted(study[["row", "seed", "settings"]].itertuples(index=False, name=None)) == sorted(asked)
+    assert study["fd_independent_weights"].nunique() == study["fd_classifier_weights"].nunique() == 1, "measured in different encoders"
 
 
 def test_a_stopped_study_goes_on_where_it_stopped(tmp_path):
