@@ -346,6 +346,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sadm.experiments.omega_settings': ('nbs/experiments.html#omega_settings', 'sadm/experiments.py'),
                                   'sadm.experiments.other_code': ('nbs/experiments.html#other_code', 'sadm/experiments.py'),
                                   'sadm.experiments.parser': ('nbs/experiments.html#parser', 'sadm/experiments.py'),
+                                  'sadm.experiments.periodic': ('nbs/experiments.html#periodic', 'sadm/experiments.py'),
                                   'sadm.experiments.prefixes': ('nbs/experiments.html#prefixes', 'sadm/experiments.py'),
                                   'sadm.experiments.process_count': ('nbs/experiments.html#process_count', 'sadm/experiments.py'),
                                   'sadm.experiments.publish': ('nbs/experiments.html#publish', 'sadm/experiments.py'),

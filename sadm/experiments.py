@@ -9,7 +9,7 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'FULL_DEFAULTS', 'TABLES', 'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA',
            'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path',
            'current_commit', 'code_checksum', 'environment', 'record_environment', 'cached_encoder',
-           'reference_features', 'build', 'stages', 'rank', 'train_run', 'sample_seeds', 'trained_denoiser',
+           'reference_features', 'build', 'stages', 'periodic', 'rank', 'train_run', 'sample_seeds', 'trained_denoiser',
            'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain',
            'steps_done', 'environment_variables', 'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings',
            'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline',
@@ -39,6 +39,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
 import sadm
@@ -88,13 +89,14 @@ DEFAULTS = dict(
     # None: as `sadm.training.train` has them
     accumulate=None, clip=None, ema_rate=None, augment_p=None, conditional=None, simultaneous=None, gather=None,
     kept_features=None,                       # True: the frozen encoder's features of real images from a file
+    measure_every=None,                       # steps between samples and distances while it trains
     workers=None, keep=None, checkpoint_every=None, compiled=None, trackers=None,
     processes=None,                           # None: one for every GPU, one on a CPU
     device="cpu", mixed_precision="no", threads=1)
 
 TRAIN_KEYS = ("batch_size", "lr", "encoder_lr", "warmup", "ema_halflife", "group_size", "flip", "seed", "device", "mixed_precision",
-              "accumulate", "clip", "ema_rate", "augment_p", "conditional", "simultaneous", "gather", "workers", "keep", "checkpoint_every", "compiled", "trackers")  # handed to `train`
-EXECUTION_KEYS = ("workers", "keep", "checkpoint_every", "compiled", "trackers", "processes")  # how a run is done, not what it is
+              "accumulate", "clip", "ema_rate", "augment_p", "conditional", "simultaneous", "gather", "measure_every", "workers", "keep", "checkpoint_every", "compiled", "trackers")  # handed to `train`
+EXECUTION_KEYS = ("measure_every", "workers", "keep", "checkpoint_every", "compiled", "trackers", "processes")  # how a run is done, not what it is
 ADVERSARIAL_KEYS = ("encoder_lr",)  # mean nothing without a sat phase
 STRUCTURE_KEYS = ("structure", "relation", "distance", "omega", "time_weight", *ADVERSARIAL_KEYS)  # mean nothing to a plain run
 MEASURE_KEYS = ("n_samples", "sampler_steps", "n_reference", "independent_encoder")  # matter once the training is over
@@ -228,6 +230,16 @@ def stages(settings: dict, data: ImageData, runs: Path) -> list[Path]:
     return [run_folder(complete({**settings, "phases": settings["phases"][:k + 1]}), data, runs) for k in range(len(settings["phases"]))]
 
 
+def periodic(settings: dict, data: ImageData, folder: Path, runs: Path):  # -> function of (averaged denoiser, steps done)
+    "For `train`'s `measure`: 64 samples to look at (samples-<steps>.png), and the distances of `n_samples`."
+    def measure(denoiser: Denoiser, n: int) -> dict:
+        device = next(denoiser.net.parameters()).device
+        images, _ = sample(denoiser, sample_seeds(settings), data.shape, karras_sigmas(settings["sampler_steps"]), device=device)
+        save_image(images[:64] / 2 + 0.5, folder / f"samples-{n}.png", nrow=8)
+        return {key: value for key, value in distances(settings, to_uint8(images), runs, device).items() if key.startswith("fd_") and isinstance(value, float)}
+    return measure
+
+
 def rank() -> int: return int(os.environ.get("RANK", 0))  # of this process, set by accelerate launch and torchrun
 
 
@@ -244,7 +256,7 @@ def train_run(settings: dict, data: ImageData, runs: Path, wait: bool = False) -
             record_environment(folder, environment(data, settings))
         net, process, structure = build(settings, data, runs)
         real = kept_features(structure.encoder, data, Path(runs) / "features", settings["flip"]) if settings["kept_features"] and structure is not None else None
-        train(folder, net, process, data, settings["phases"], structure, start, real_features=real, **{key: settings[key] for key in TRAIN_KEYS if settings[key] is not None})
+        train(folder, net, process, data, settings["phases"], structure, start, real_features=real, measure=periodic(settings, data, folder, runs) if settings["measure_every"] else None, **{key: settings[key] for key in TRAIN_KEYS if settings[key] is not None})
     return folder
 
 # %% ../nbs/15_experiments.ipynb #fbb456f4
