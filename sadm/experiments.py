@@ -29,7 +29,6 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
-from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -534,10 +533,11 @@ FULL = {
                    needs="its sampler (RK45) among a run's settings, FID against the training set"),  # DDPM++, Soft Truncation: FID 2.32
     "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm", network_kwargs=dict(model_channels=256, num_res_blocks=2, channel_mult=[1, 1, 2, 2, 4, 4]), batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
                      needs="class labels and its sampler (ancestral, 250 steps, classifier guidance) among a run's settings, FID against the training set"),  # ADM-G at 256: FID 4.59
-    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256_latents", process="ddpm", network="dit", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
+    "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256_latents", kept_features=False, process="ddpm", network="dit", batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
                          needs="the structural term on latents, class labels and its sampler (ancestral, 250 steps, guidance) among a run's settings, FID against the training set"),  # DiT-XL/2-G: FID 2.27
 }
-FULL_DEFAULTS = dict(network_kwargs={}, encoder="inception_v3", independent_encoder="dinov2", n_samples=50_000, device="auto")
+FULL_DEFAULTS = dict(network_kwargs={}, encoder="inception_v3", independent_encoder="dinov2", n_samples=50_000, device="auto",
+                     mixed_precision="auto", kept_features=True, keep=2, checkpoint_every=2_000, workers=8)  # bf16 where the GPU has it
 
 # steps, batch_size: of the two parts, by scale (of full: FULL); pieces: into how many phases, each measured, the parts are cut; columns: the data sets of full scale
 TABLES = {

@@ -10,7 +10,6 @@ __all__ = ['LSGM_ROWS', 'LSGM_VAE', 'LSGM_SCALES', 'LSGM_SEEDS', 'lsgm_settings'
 import json
 import math
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 

@@ -30,7 +30,7 @@ from .data import ImageData, seed_of
 from .diffusion import Denoiser, DenoisingLoss, ForwardProcess, to_float
 from .discriminator import StructuralLoss, share_times
 from .loader import batch_at, loader
-from .loop import Weights, check_divergence, fit, held, load_checkpoint, read_log
+from .loop import Weights, fit, held, load_checkpoint, read_log
 
 # %% ../nbs/11_training.ipynb #cbeda5bf
 PHASES = ("plain", "sg", "sat")

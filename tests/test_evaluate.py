@@ -1,7 +1,5 @@
 "Evaluation end to end through Inception's network: files in guided-diffusion's layout, memory, time, two processes on one reference."
 
-import json
-import resource
 import subprocess
 import sys
 import time
