@@ -131,7 +131,7 @@ class Stopping:
     def __enter__(self) -> "Stopping":
         self.signum, self.old = None, {}
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1): self.old[signum] = signal.signal(signum, self.note)
+            for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)): self.old.setdefault(signum, signal.signal(signum, self.note))  # Windows has no SIGUSR1
         return self
 
     def note(self, signum, frame):
