@@ -87,9 +87,10 @@ def data_sets() -> list[dict]:  # name, ready, state in words, original and prep
     rows, folder = [], data.data_folder()
     for name in data.DATASETS:
         row = dict(name=name, ready=True, state="", original=0, prepared=0)
-        if name in ("fashion16", "digits8"):
-            row["ready"] = data.carried(f"{name}/{name}.npz").is_file()
-            row["state"] = "comes with the repository" if row["ready"] else f"missing: restore it with `git checkout -- data/{name}`"
+        if name.startswith(("fashion16", "digits8")):  # embedded, whole or some classes
+            whole = name.partition("_")[0]
+            row["ready"] = data.carried(f"{whole}/{whole}.npz").is_file()
+            row["state"] = "comes with the repository" if row["ready"] else f"missing: restore it with `git checkout -- data/{whole}`"
         elif name == "fashion_mnist":
             row["ready"] = any((place / data.IDX_NAMES["train"][0]).is_file() for place in (data.FASHION_MNIST, data.root() / "data" / "downloads" / "FashionMNIST" / "raw"))
             row["state"] = "there" if row["ready"] else "fetched when first asked for (31 MB)"
