@@ -136,7 +136,7 @@ SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES}
     "fig5": (["clean", "noised", "ddpm", "sg", "sat", "sat_slow"], "label_correlation"),
     "omega": (["plain", "signal2_1", "sat_slow", "logit"], "fd_independent"),
     "table4": (list(TABLE4_ROWS), "fd_independent"),
-    "performance": (["ddpmpp", "adm", "dit"], "seconds")}
+    "performance": (["ddpmpp", "adm", "dit", "edm_step", "dit_step"], "seconds")}
 
 
 @pytest.mark.parametrize("name", OTHERS)
