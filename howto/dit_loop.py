@@ -19,23 +19,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from sadm.data import batch_indices, load_data
 from sadm.diffusion import DDPM, variational_term
 from sadm.discriminator import StructuralLoss  # SADM 1
 from sadm.dit import DIT_SIZES, DiT
 from sadm.encoders import efficientnet_lite0
+from sadm.latent_structure import Decoded, LatentDecoder
 from sadm.latents import SD_VAE, load_vae
-
-
-class Decoded(nn.Module):
-    "An encoder of latents: the autoencoder's decoder, then an encoder of images."
-    def __init__(self, vae, encoder, scale):
-        super().__init__()
-        self.vae, self.encoder, self.scale = vae, encoder, scale
-
-    def forward(self, z): return self.encoder(self.vae.decode(z / self.scale).sample)  # (B, C, h, w) -> (B, D)
 
 
 def main(argv=None):
@@ -62,7 +53,7 @@ def main(argv=None):
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=given.lr, weight_decay=0)
     encoder, vae = efficientnet_lite0(size=given.encoder_size).to(given.device), load_vae(given.vae).to(given.device)
-    structure = StructuralLoss(Decoded(vae, encoder, data.scale))  # SADM 2
+    structure = StructuralLoss(Decoded(LatentDecoder(vae, data.scale), encoder))  # SADM 2
     encoder_optimizer = torch.optim.Adam(encoder.parameters(), lr=given.lr / 100)  # SAT; the autoencoder stays as it is
     process, generator = DDPM(), torch.Generator().manual_seed(given.seed)
     column = lambda v: v.to(given.device, torch.float32).reshape(-1, 1, 1, 1)

@@ -77,6 +77,10 @@ class SubsetLoss(StructuralLoss):
         "Eq. 9 among the subset."
         return super().discriminator_loss(*self.first(x0, x0_hat, sigma, group))
 
+    def simultaneous_loss(self, x0, x0_hat, sigma, group=None):  # as in StructuralLoss -> scalar
+        "Eq. 9 and 10 from one encoder pass, among the subset."
+        return super().simultaneous_loss(*self.first(x0, x0_hat, sigma, group))
+
 # %% ../nbs/10a_latent_structure.ipynb #a687ef84
 LATENT_VARIANTS = ("decoded", "latent")
 
