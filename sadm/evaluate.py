@@ -32,7 +32,7 @@ from .loop import held
 from .images import ImageStream, npz_arrays, npz_blocks
 from .intervals import extrapolate, half_interval
 from .memorisation import generalisation, memorisation, nearest, show_nearest
-from .metrics import FeatureStats, covariance_root, frechet_distance, given_stats, inception_score, kid, kid_subsets, precision_recall
+from .metrics import FeatureStats, covariance_root, frechet_distance, given_stats, inception_score, kid, kid_subsets, neighbour_radii, precision_recall
 
 # %% ../nbs/15b_evaluate.ipynb #715c54c3
 @dataclasses.dataclass
@@ -176,7 +176,12 @@ def measure(sample: Gathered, reference: ReferenceStats,
         result |= dict(zip(("kid", "kid_sd"), kid(real, fake, kid_subsets(len(real), len(fake), count, size)))) | dict(kid_subsets=count, kid_subset_size=size)
     if halves and fake is not None:
         metrics = {"frechet": lambda i: distance(FeatureStats(D).add(fake[i]))}
-        if real is not None: metrics |= {"precision": lambda i: precision_recall(real, fake[i], k, device=device)[0], "recall": lambda i: precision_recall(real, fake[i], k, device=device)[1], "kid": lambda i: kid(real, fake[i])[0]}
+        if real is not None:
+            radii, both = neighbour_radii(real.to(device), k) if k < len(real) else None, {}
+            def pair(i):  # precision and recall of a half come together
+                if (half := i.tobytes()) not in both: both[half] = precision_recall(real, fake[i], k, device=device, real_radii=radii)
+                return both[half]
+            metrics |= {"precision": lambda i: pair(i)[0], "recall": lambda i: pair(i)[1], "kid": lambda i: kid(real, fake[i])[0]}
         if "spatial_frechet" in result and "spatial" in sample.others: metrics["spatial_frechet"] = lambda i: frechet_distance(reference.spatial, FeatureStats(sample.spatial.mean.shape[0]).add(sample.others["spatial"][i]), root_of_spatial)
         if "logits" in sample.others: metrics["inception_score"] = lambda i: inception_score(sample.others["logits"][i])[0]
         for name, metric in metrics.items():

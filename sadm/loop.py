@@ -247,7 +247,7 @@ def fit(folder: Path,               # gets last.pt and metrics.jsonl; continued 
                     bar.set_postfix({name: value if isinstance(value, str) else f"{value:.4g}" for name, value in line.items()} | {"images/s": f"{rate:.4g}"})
                     line = {"step": n, "images": n * batch_size, **line, "images_per_s": round(rate, 1)}
                     if due and main: line |= measure(n)
-                    everyone() if due else None
+                    if due: everyone()
                     lines.append(line)
                     if main:
                         with open(log, "a") as file: file.write(json.dumps(line) + "\n")
