@@ -9,11 +9,7 @@ __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'STRUCTURAL', 'STARTS'
            'adapt_many', 'adaptation_frame']
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
-import difflib
 import json
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +24,9 @@ from .data import DATASETS, load_data
 from .diffusion import DDPM, Denoiser, to_uint8
 from .discriminator import StructuralLoss
 from .dit import DiT
-from .experiments import ENCODERS, cached_encoder, distances, environment, environment_variables, held, record_environment, settings_hash
+from .experiments import ENCODERS, cached_encoder, device_of, distances, environment, record_environment, settings_hash, with_defaults, worker_pool, workers_for
 from .finetuning import METHODS, TABLE4, finetuned, load_trainable, trainable_count
+from .loop import held
 from .samplers import ddim, draw_labels, sample, write_aside
 from .training import PHASES, train
 
@@ -53,12 +50,7 @@ STARTS = ("source", "random")
 
 def complete_adaptation(settings: dict) -> dict:
     "Settings with the defaults filled in and what cannot matter set to None; unknown keys and names are refused."
-    for key in settings:
-        if key not in ADAPT_DEFAULTS:
-            near = difflib.get_close_matches(key, ADAPT_DEFAULTS, 1)
-            raise ValueError(f"unknown setting {key!r}{f', did you mean {near[0]!r}?' if near else ''}; settings are {', '.join(ADAPT_DEFAULTS)}")
-    settings = {**ADAPT_DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
-    settings["phases"] = [list(phase) for phase in settings["phases"]]
+    settings = with_defaults(settings, ADAPT_DEFAULTS)
     for key, known in dict(source=DATASETS, target=DATASETS, start=STARTS, method=METHODS, encoder=ENCODERS, independent_encoder=ENCODERS).items():
         if settings[key] not in known: raise ValueError(f"{key} {settings[key]!r} is not there yet (there are {', '.join(known)})")
     if wrong := [name for name, _ in settings["phases"] if name not in PHASES]: raise ValueError(f"a phase is one of {', '.join(PHASES)}, got {wrong[0]!r}")
@@ -146,7 +138,7 @@ def draw_adapted(settings: dict, runs: Path) -> tuple[torch.Tensor, int]:  # (N,
     path = adaptation_folder(settings, runs) / f"samples-{settings['n_samples']}-{settings['sampler_steps']}.npz"
     if not path.exists():
         target, n = load_data(settings["target"], "train"), settings["n_samples"]
-        device = "cuda" if settings["device"] == "auto" and torch.cuda.is_available() else "cpu"
+        device = device_of(settings)
         denoiser = Denoiser(adapted_net(settings, runs).to(device).eval(), DDPM())
         seeds = range(settings["seed"] * n, (settings["seed"] + 1) * n)
         images, nfe = sample(denoiser, list(seeds), target.shape, labels=draw_labels(n, int(target.labels.max()) + 1, "balanced", settings["seed"]), device=device, sampler=ddim, steps=settings["sampler_steps"], clip=True)
@@ -211,16 +203,10 @@ def adapt_many(experiments: list[dict],  # settings of each, differences from AD
     for settings in experiments:
         if settings["source"] is not None: source_model(settings, runs)
         if settings["encoder"] is not None: cached_encoder(settings["encoder"], settings["source"] or settings["target"], settings["encoder_steps"], runs)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if workers is None: workers = 1 if any(settings["device"] == "auto" for settings in experiments) else cores
+    if workers is None: workers = workers_for(experiments)
     if workers == 1: return [adapt(settings, runs) for settings in tqdm(experiments, desc="experiments")]
-    quiet = environment_variables(TQDM_DISABLE="1", **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
-    with quiet, ProcessPoolExecutor(min(workers, len(experiments)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        try: return list(tqdm(pool.map(partial(adapt, runs=runs, wait=True), experiments), total=len(experiments), desc="experiments", disable=False))
-        except BaseException:
-            for process in list(pool._processes.values()): process.terminate()  # checkpoints are whole at any moment
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with worker_pool(min(workers, len(experiments))) as pool:
+        return list(tqdm(pool.map(partial(adapt, runs=runs, wait=True), experiments), total=len(experiments), desc="experiments", disable=False))
 
 
 def adaptation_frame(results: list[dict], rows: list[str], scale: str) -> pd.DataFrame:

@@ -323,9 +323,9 @@ def weights_checksum(module: nn.Module) -> str:
 
 
 def save_weights(path: Path,
-                 module: nn.Module,
+                 weights: nn.Module | dict,       # or anything with a state_dict; or the tensors by name
                  metadata: dict | None = None,  # plain values that JSON can write, e.g. the constructor's arguments; `read_state_dict` gives them back (tuples as lists)
                 ) -> None:
-    "Write a module's weights as safetensors, atomically."
-    tensors, texts = {name: value.contiguous() for name, value in module.state_dict().items()}, {name: json.dumps(value) for name, value in (metadata or {}).items()}
+    "Write weights as safetensors, atomically."
+    tensors, texts = {name: value.contiguous() for name, value in (weights if isinstance(weights, dict) else weights.state_dict()).items()}, {name: json.dumps(value) for name, value in (metadata or {}).items()}
     replace_file(Path(path), lambda aside: save_file(tensors, aside, texts))

@@ -7,14 +7,15 @@ __all__ = ['PROCESSES', 'NETWORKS', 'STRUCTURES', 'TIME_WEIGHTS', 'TRAINED_ENCOD
            'EXECUTION_KEYS', 'ADVERSARIAL_KEYS', 'STRUCTURE_KEYS', 'MEASURE_KEYS', 'ENCODER_KEYS', 'LOSS_SIGMAS',
            'TABLE5', 'SADM', 'PLAIN', 'TABLE7', 'FIG6', 'FIG7', 'FIG7_FULL', 'FIG8', 'SCALES', 'SEEDS', 'FULL',
            'FULL_DEFAULTS', 'TABLES', 'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0', 'B16', 'OMEGA',
-           'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'complete', 'settings_hash', 'run_folder', 'result_path',
-           'current_commit', 'code_checksum', 'environment', 'record_environment', 'cached_encoder',
-           'reference_features', 'build', 'stages', 'periodic', 'rank', 'train_run', 'sample_seeds', 'trained_denoiser',
-           'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain',
-           'steps_done', 'environment_variables', 'run_many', 'push', 'step_seconds', 'table_rows', 'row_settings',
-           'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline',
-           'omega_settings', 'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code',
-           'training_seconds', 'samples_of', 'training_log', 'push_frame', 'continue_study', 'parser', 'main']
+           'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'with_defaults', 'device_of', 'complete', 'settings_hash',
+           'run_folder', 'result_path', 'current_commit', 'code_checksum', 'environment', 'record_environment',
+           'cached_encoder', 'reference_features', 'build', 'stages', 'periodic', 'rank', 'train_run', 'sample_seeds',
+           'trained_denoiser', 'drawn_samples', 'heldout_loss', 'evaluate', 'distances', 'launch', 'process_count',
+           'run', 'run_chain', 'steps_done', 'environment_variables', 'workers_for', 'worker_pool', 'run_many', 'push',
+           'step_seconds', 'table_rows', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale',
+           'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame',
+           'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log',
+           'push_frame', 'continue_study', 'parser', 'main']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import argparse
@@ -102,14 +103,24 @@ MEASURE_KEYS = ("n_samples", "sampler_steps", "n_reference", "independent_encode
 ENCODER_KEYS = ("encoder", "encoder_steps")  # of the structural loss and of fd_discriminator: for a plain run, of the measurement alone
 
 
+def with_defaults(settings: dict, defaults: dict) -> dict:
+    "Settings with the defaults filled in, their phases as lists; an unknown key is refused with the nearest right one."
+    for key in settings:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, 1)
+            raise ValueError(f"unknown setting {key!r}{f', did you mean {near[0]!r}?' if near else ''}; settings are {', '.join(defaults)}")
+    settings = {**defaults, **{key: value for key, value in settings.items() if value is not None}}
+    return settings | {"phases": [list(phase) for phase in settings["phases"]]}
+
+
+def device_of(settings: dict) -> str:
+    "Where a run's networks are sampled and measured."
+    return "cuda" if settings["device"] == "auto" and torch.cuda.is_available() else "cpu"
+
+
 def complete(settings: dict) -> dict:
     "Settings with the defaults filled in and what cannot matter removed; an unknown key or name is refused with the nearest right one."
-    for key in settings:
-        if key not in DEFAULTS:
-            near = difflib.get_close_matches(key, DEFAULTS, 1)
-            raise ValueError(f"unknown setting {key!r}{f', did you mean {near[0]!r}?' if near else ''}; settings are {', '.join(DEFAULTS)}")
-    settings = {**DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
-    settings["phases"] = [list(phase) for phase in settings["phases"]]
+    settings = with_defaults(settings, DEFAULTS)
     missing = [f"{'data set' if key == 'data' else key.replace('_', ' ')} {settings[key]!r} is not there yet (there are {', '.join(known)})"
                for key, known in dict(data=DATASETS, process=PROCESSES, network=NETWORKS, structure=STRUCTURES, encoder=ENCODERS,
                                       time_weight=TIME_WEIGHTS, independent_encoder=ENCODERS).items() if settings[key] not in known]
@@ -199,14 +210,7 @@ def cached_encoder(name: str,          # of ENCODERS
 # %% ../nbs/15_experiments.ipynb #19f9fbd7
 def reference_features(encoder: Encoder, data: ImageData, runs: Path, device: str = "cpu") -> torch.Tensor:  # -> (N, D)
     "Features of a data set, kept by the checksums of data and weights."
-    path = Path(runs) / "features" / f"{data.name}-{data.checksum[:10]}-{weights_checksum(encoder)}-{encoder.size}.npy"
-    lock = held(path.with_suffix(""), wait=True)
-    try:
-        if not path.exists():
-            np.save(path.with_suffix(".writing.npy"), image_features(encoder, data.images, device=device).numpy())
-            os.replace(path.with_suffix(".writing.npy"), path)
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    finally: lock.release()
+    return torch.from_numpy(kept_features(encoder, data, Path(runs) / "features", device=device)[:, 0].copy())
 
 # %% ../nbs/15_experiments.ipynb #e56610af
 def build(settings: dict, data: ImageData, runs: Path):  # -> network, process, StructuralLoss or None
@@ -254,7 +258,9 @@ def train_run(settings: dict, data: ImageData, runs: Path, wait: bool = False) -
             write_json(folder / "settings.json", settings)
             record_environment(folder, environment(data, settings))
         net, process, structure = build(settings, data, runs)
-        real = kept_features(structure.encoder, data, Path(runs) / "features", settings["flip"]) if settings["kept_features"] and structure is not None else None
+        real = None
+        if settings["kept_features"] and any(name == "sg" for name, _ in settings["phases"]):
+            real = kept_features(structure.encoder.to(device_of(settings)), data, Path(runs) / "features", settings["flip"], device=device_of(settings))
         train(folder, net, process, data, settings["phases"], structure, start, real_features=real, measure=periodic(settings, data, folder, runs) if settings["measure_every"] else None, **{key: settings[key] for key in TRAIN_KEYS if settings[key] is not None})
     return folder
 
@@ -298,7 +304,7 @@ def heldout_loss(denoiser: Denoiser, data: ImageData, device: str = "cpu") -> di
 def evaluate(settings: dict, folder: Path, runs: Path) -> dict:
     "Sample with the averaged weights and measure against the held-out images: distances, precision and recall, and the denoising loss."
     data, test = load_data(settings["data"], "train"), first_images(load_data(settings["data"], "test"), settings["n_reference"])
-    device = "cuda" if settings["device"] == "auto" and torch.cuda.is_available() else "cpu"
+    device = device_of(settings)
     denoiser = trained_denoiser(settings, runs, device)
     images, nfe = drawn_samples(settings, denoiser, data, folder, device)
     return dict(nfe=nfe, **distances(settings, images, runs, device), **heldout_loss(denoiser, test, device))
@@ -394,6 +400,24 @@ def environment_variables(**values: str):
         for name, value in old.items(): os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def workers_for(experiments: list[dict]) -> int:
+    "One process for every core, or one in all where a run uses a GPU."
+    if any(settings["device"] == "auto" for settings in experiments): return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@contextmanager
+def worker_pool(workers: int):
+    "Processes, each held to one core's threads, their own progress bars off; whatever breaks the block ends them at once (checkpoints are whole at any moment)."
+    quiet = environment_variables(TQDM_DISABLE="1", **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
+    with quiet, ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try: yield pool
+        except BaseException:
+            for process in list(pool._processes.values()): process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def run_many(experiments: list[dict],  # settings of each, differences from DEFAULTS
              runs: Path = "_runs",
              workers: int | None = None,  # processes, each on its own core; None: one for every core, or one in all where a run uses a GPU
@@ -401,8 +425,7 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
     """Run experiments in parallel, with one progress bar over all training steps. Interrupted, it goes on next time.
     Processes are spawned: call it from a notebook, or in a script below `if __name__ == "__main__":`."""
     experiments = [complete(settings) for settings in experiments]  # refuses bad settings before any work
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if workers is None: workers = 1 if any(settings["device"] == "auto" for settings in experiments) else cores
+    if workers is None: workers = workers_for(experiments)
     data = {name: load_data(name, "train") for name in {settings["data"] for settings in experiments}}
     if workers == 1 or all(result_path(settings, data[settings["data"]], runs).exists() for settings in experiments):
         return [run(settings, runs) for settings in tqdm(experiments, desc="experiments")]
@@ -414,22 +437,15 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
             folders[folder] = (begin, begin + steps)
             begin += steps
     bar = tqdm(total=sum(end - begin for begin, end in folders.values()), initial=steps_done(folders), desc="training steps", disable=False)
-    # The workers' own bars are off, this process shows one for all; and no library of theirs may start more threads than its core
-    quiet = environment_variables(TQDM_DISABLE="1", **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
-    with quiet, bar, ProcessPoolExecutor(min(workers, len(chains)), mp_context=multiprocessing.get_context("spawn")) as pool:
+    with bar, worker_pool(min(workers, len(chains))) as pool:
         jobs = [pool.submit(run_chain, chain, runs) for chain in chains.values()]
-        try:
-            while not all(job.done() for job in jobs):
-                broken = next((job for job in jobs if job.done() and job.exception()), None)
-                if broken: broken.result()  # raises
-                time.sleep(1)
-                bar.update(steps_done(folders) - bar.n)
-                bar.set_postfix(chains_done=f"{sum(job.done() for job in jobs)}/{len(jobs)}")
-            for job in jobs: job.result()
-        except BaseException:
-            for process in list(pool._processes.values()): process.terminate()  # checkpoints are whole at any moment
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while not all(job.done() for job in jobs):
+            broken = next((job for job in jobs if job.done() and job.exception()), None)
+            if broken: broken.result()  # raises
+            time.sleep(1)
+            bar.update(steps_done(folders) - bar.n)
+            bar.set_postfix(chains_done=f"{sum(job.done() for job in jobs)}/{len(jobs)}")
+        for job in jobs: job.result()
     return [run(settings, runs) for settings in experiments]  # all there: read in the order asked for
 
 # %% ../nbs/15_experiments.ipynb #1e9c31bd

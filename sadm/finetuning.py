@@ -12,17 +12,15 @@ __all__ = ['CLASS_STARTS', 'NORMALISATIONS', 'SCALED', 'VPT_STARTS', 'METHODS', 
 
 # %% ../nbs/12_finetuning.ipynb #22b0f52d
 import inspect
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoints import file_checksum, load_weights, misfits, read_state_dict, replace_file
+from .checkpoints import file_checksum, load_weights, misfits, read_state_dict, replace_file, save_weights
 from .dit import PUBLISHED, DiT, DiTBlock, LabelEmbedder, Mlp, modulate, sincos_positions
 
 # %% ../nbs/12_finetuning.ipynb #b0fd8ff2
@@ -232,9 +230,8 @@ def save_trainable(path: str | Path,
                    **metadata,        # plain values, e.g. method, num_classes, the base's checksum
                   ) -> None:
     "`trainable_state` as safetensors, written aside and renamed."
-    tensors = {name: value.contiguous() for name, value in trainable_state(net).items()}
-    if not tensors: raise ValueError("nothing of this network is trained (requires_grad), so there is nothing to save")
-    replace_file(Path(path), lambda aside: save_file(tensors, aside, {name: json.dumps(value) for name, value in metadata.items()}))
+    if not (tensors := trainable_state(net)): raise ValueError("nothing of this network is trained (requires_grad), so there is nothing to save")
+    save_weights(path, tensors, metadata)
 
 
 def load_trainable(net: nn.Module,                # made ready as the saved one was: same base, method, settings, classes

@@ -9,6 +9,7 @@ __all__ = ['PHASES', 'check_phases', 'phase_at', 'Seen', 'average_gradients', 's
 # %% ../nbs/11_training.ipynb #969c85be
 import json
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -173,7 +174,7 @@ def kept_features(encoder: nn.Module,
                   batch_size: int = 250,
                   device: str | torch.device = "cpu",
                  ) -> np.ndarray:        # (N, 1 or 2, D) float32, memory-mapped
-    "Features of a data set under a frozen encoder; computed the first time, read afterwards, continued where it broke off. States its size before it begins; OSError if that is not free."
+    "Features of a data set under a frozen encoder; computed the first time, read afterwards, continued where it broke off. Its progress bar states the size; OSError if that is not free."
     if type(data) is not ImageData: raise ValueError(f"features can be kept of images only: {data.name} is a {type(data).__name__}, whose x0 is drawn anew each time")
     size = f"-{encoder.size}" if getattr(encoder, "size", None) else ""
     path = Path(folder) / f"real-{data.name}-{data.checksum[:10]}-{weights_checksum(encoder)}{size}-{1 + flip}.npy"
@@ -183,9 +184,10 @@ def kept_features(encoder: nn.Module,
         if path.exists(): return np.load(path, mmap_mode="r", allow_pickle=False)
         encode = lambda images: encoder(to_float(images).to(device)).float().cpu().numpy()
         D, done = encode(data.images[:1]).shape[1], json.loads(progress.read_text())["done"] if progress.exists() and partial.exists() else 0
-        print(f"features of {data.name}: {len(data):,} x {1 + flip} x {D} float32, {4 * len(data) * (1 + flip) * D / 1e6:,.0f} MB in {path.name}")
+        needed, free = 4 * len(data) * (1 + flip) * D, shutil.disk_usage(path.parent).free
+        if not done and needed > free: raise OSError(f"the features of {data.name} take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free in {path.parent}: make room, or train without kept features")
         array = np.lib.format.open_memmap(partial, "r+") if done else np.lib.format.open_memmap(partial, "w+", np.float32, (len(data), 1 + flip, D))
-        for first in tqdm(range(done, len(data), batch_size), desc="kept features", leave=False):
+        for first in tqdm(range(done, len(data), batch_size), desc=f"features of {data.name}, {needed / 1e6:,.0f} MB", leave=False):
             images = data.images[first:first + batch_size]
             array[first:first + len(images), 0] = encode(images)
             if flip: array[first:first + len(images), 1] = encode(images.flip(-1))
