@@ -7,7 +7,8 @@ __all__ = ['PLAIN_TYPES', 'CALLEES', 'TORCH_ZIP', 'TORCH_LEGACY', 'Record', 'rec
            'tensor_of', 'parameter_of', 'NumberType', 'NumberArray', 'array_of', 'scalar_of', 'buffer_of', 'Callee',
            'latin1', 'TensorsOnly', 'module_tensors', 'plain', 'arguments', 'from_edm', 'unreadable', 'beginning',
            'reason', 'from_json', 'from_safetensors', 'from_pickle', 'read_state_dict', 'looks_like', 'without_prefix',
-           'misfits', 'load_weights', 'replace_file', 'write_json', 'file_checksum', 'weights_checksum', 'save_weights']
+           'misfits', 'load_weights', 'replace_file', 'write_json', 'file_checksum', 'weights_checksum', 'save_weights',
+           'current_commit', 'code_checksum']
 
 # %% ../nbs/05b_checkpoints.ipynb #92c66e02
 import argparse
@@ -18,6 +19,7 @@ import math
 import os
 import pickle
 import re
+import subprocess
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Callable
@@ -27,6 +29,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+import sadm
 
 # %% ../nbs/05b_checkpoints.ipynb #4c5db239
 class Record:
@@ -329,3 +333,18 @@ def save_weights(path: Path,
     "Write weights as safetensors, atomically."
     tensors, texts = {name: value.contiguous() for name, value in (weights if isinstance(weights, dict) else weights.state_dict()).items()}, {name: json.dumps(value) for name, value in (metadata or {}).items()}
     replace_file(Path(path), lambda aside: save_file(tensors, aside, texts))
+
+# %% ../nbs/05b_checkpoints.ipynb #e548e643
+def current_commit() -> str:
+    "The commit of the package's working tree, with a + if `sadm/` differs from it; 'unknown' outside of one (an installed wheel may lie in somebody else's repository)."
+    folder = Path(sadm.__file__).resolve().parent
+    git = lambda *args: subprocess.run(["git", "-C", str(folder.parent), *args], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        if not git("ls-files", "--", f"{folder.name}/__init__.py"): return "unknown"
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", folder.name) else "")
+    except (OSError, subprocess.CalledProcessError): return "unknown"
+
+
+def code_checksum() -> str:
+    "The first 12 digits of a SHA-256 over the package's source: two working trees with one commit may differ, their code may not."
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(sadm.__file__).resolve().parent.glob("*.py")))).hexdigest()[:12]

@@ -480,8 +480,8 @@ def generate(denoiser: Denoiser,
             else:
                 seeds = [first_seed + i for i in numbers]
                 own = None if drawn is None else drawn[numbers.start:numbers.stop]
-                images, _ = sample(denoiser, seeds, shape, None, own, batch_size, device, sampler, finish, **options)
-                arrays = dict(arr_0=images.permute(0, 2, 3, 1).numpy(), seeds=np.array(seeds), request=np.array(checksum))
+                images, nfe = sample(denoiser, seeds, shape, None, own, batch_size, device, sampler, finish, **options)
+                arrays = dict(arr_0=images.permute(0, 2, 3, 1).numpy(), seeds=np.array(seeds), nfe=np.full(len(seeds), nfe), request=np.array(checksum))
                 if own is not None: arrays["labels"] = own.cpu().numpy()
                 write_aside(path, lambda file: np.savez(file, **arrays))
             bar.update(len(numbers))
@@ -503,7 +503,7 @@ def iter_shards(folder: str | Path) -> Iterator[dict[str, np.ndarray]]:
 
 def join_shards(folder: str | Path,
                 path: str | Path | None = None,  # also write them into this npz, which ADM's evaluator reads
-               ) -> dict[str, np.ndarray]:       # arr_0 (N, H, W, C) uint8, seeds (N,), labels (N,) if there are any
+               ) -> dict[str, np.ndarray]:       # arr_0 (N, H, W, C) uint8, seeds (N,), nfe (N,), labels (N,) if there are any
     "All images of a request."
     shards = list(iter_shards(folder))
     joined = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
