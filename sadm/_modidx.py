@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'sadm.experiments.run_table': ('nbs/experiments.html#run_table', 'sadm/experiments.py'),
                                   'sadm.experiments.sample_seeds': ('nbs/experiments.html#sample_seeds', 'sadm/experiments.py'),
                                   'sadm.experiments.sampler_of': ('nbs/experiments.html#sampler_of', 'sadm/experiments.py'),
+                                  'sadm.experiments.sampler_options': ('nbs/experiments.html#sampler_options', 'sadm/experiments.py'),
                                   'sadm.experiments.samples_of': ('nbs/experiments.html#samples_of', 'sadm/experiments.py'),
                                   'sadm.experiments.samples_path': ('nbs/experiments.html#samples_path', 'sadm/experiments.py'),
                                   'sadm.experiments.settings_hash': ('nbs/experiments.html#settings_hash', 'sadm/experiments.py'),

@@ -140,17 +140,18 @@ def run_bytes(table: str, column: str) -> int:  # of sadm.experiments.TABLES and
     "What the runs of a table on one data set leave on disk: one seed, checkpoints of every phase, averaged weights, samples."
     import torch
     from sadm import experiments as ex
-    stages, samples = set(), 0
-    C, H, W = shape = image_shape(ex.FULL[column]["data"])
-    pixels = 3 * (8 * H)**2 if ex.FULL[column]["data"].endswith("_latents") else C * H * W
-    for row in ex.table_rows(table, "full"):
+    stages, samples = {}, 0
+    for row, described in ex.table_rows(table, "full").items():
+        if not ex.full_key(described, column): continue
         settings = ex.row_settings(table, row, "full", 0, column)
+        C, H, W = shape = image_shape(settings["data"])
+        with torch.device("meta"): net = ex.NETWORKS[settings["network"]](shape[-1], shape[0], **settings["network_kwargs"])
         for k in range(len(settings["phases"])):
             idle = (*ex.STRUCTURE_KEYS, *ex.ENCODER_KEYS) if all(name == "plain" for name, _ in settings["phases"][:k + 1]) else ()
-            stages.add(json.dumps({**{key: value for key, value in settings.items() if key not in idle}, "phases": settings["phases"][:k + 1]}, sort_keys=True, default=str))
-        samples += settings["n_samples"] * pixels
-    with torch.device("meta"): net = ex.NETWORKS[settings["network"]](shape[-1], shape[0], **settings["network_kwargs"])
-    return 20 * sum(p.numel() for p in net.parameters()) * len(stages) + samples
+            known = {key: value for key, value in settings.items() if key not in (*idle, *ex.MEASURE_KEYS)}
+            stages[json.dumps(known | {"phases": settings["phases"][:k + 1]}, sort_keys=True, default=str)] = sum(p.numel() for p in net.parameters())
+        samples += settings["n_samples"] * (3 * (8 * H)**2 if settings["data"].endswith("_latents") else C * H * W)
+    return 20 * sum(stages.values()) + samples
 
 
 def tables(sets: list[dict], files: list[dict]) -> list[dict]:  # of `data_sets` and `weights`; -> table, column, ready, kit (what the code lacks, in words), needs (names of data sets and weights), run_bytes
@@ -160,14 +161,15 @@ def tables(sets: list[dict], files: list[dict]) -> list[dict]:  # of `data_sets`
     there = {line["name"]: line["there"] for line in files}
     for table in ex.TABLES:
         for column in ex.TABLES[table]["columns"]:
-            data, kit, wanted = ex.FULL[column]["data"], [], {"fid_inception"}
-            for row in ex.table_rows(table, "full"):
-                settings = ex.row_settings(table, row, "full", 0, column)
+            kit, wanted, data = [], {"fid_inception"}, None
+            for row, described in ex.table_rows(table, "full").items():
+                if not (key := ex.full_key(described, column)): continue
+                settings, data = ex.row_settings(table, row, "full", 0, column), ex.FULL[key]["data"]
+                kit += [part for part in ex.lacking(ex.FULL[key], described.get("init", False)) if part not in kit and not part.startswith("the data set")]  # which stand under needs
                 wanted |= {settings.get(key) for key in ("encoder", "independent_encoder")} & there.keys()
                 try: ex.complete(settings)
                 except ValueError as error: kit += [part for part in str(error).split("; ") if part not in kit]
             if data.endswith("_latents"): wanted.add("sd_vae")
-            kit += [part for part in ex.lacking(ex.FULL[column]) if not part.startswith("the data set")]  # which stand under needs
             needs = dict(data=[name for name in dict.fromkeys([data.removesuffix("_latents"), data]) if not ready[name]], weights=sorted(name for name in wanted if not there[name]))
             rows.append(dict(table=table, column=column, ready=not kit and not any(needs.values()), kit=kit, needs=needs, run_bytes=run_bytes(table, column)))
     return rows
@@ -242,7 +244,7 @@ def as_text(report: dict) -> str:  # of `examine`
         for row in rows: alike.setdefault(json.dumps([row["column"], row["kit"], row["needs"]]), []).append(row)
         for same in alike.values():
             yield f"  {mark(same[0]['ready'])}  {same[0]['column']}: " + ", ".join(f"{row['table']} ({size(row['run_bytes'])} of runs)" for row in same)
-            yield from (f"        the kit: {part.split(' (there are')[0]}" for part in same[0]["kit"])
+            yield from (f"        missing: {part.split(' (there are')[0]}" for part in same[0]["kit"])
             yield from (f"        to fetch: {kind} {', '.join(names)}" for kind, names in same[0]["needs"].items() if names)
     part("tables", "Tables at scale full, one seed (smoke, quick and study run on any machine)", lambda rows: list(lacks(rows)))
     part("disks", "Disk for all that is missing and for the runs of all tables, one seed", lambda rows: columns([(mark(row["enough"]), f"{size(row['needed'])} needed", f"{size(row['free'])} free", ", ".join(f"{what}: {folder}" for what, folder in row["folders"].items())) for row in rows]))

@@ -11,15 +11,15 @@ __all__ = ['PROCESSES', 'NETWORKS', 'SAMPLERS', 'STRUCTURES', 'TIME_WEIGHTS', 'T
            'FULL_DEFAULTS', 'LIKELIHOOD', 'TABLES', 'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0',
            'B16', 'OMEGA', 'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'with_defaults', 'device_of', 'complete',
            'settings_hash', 'checksum_of', 'published_file', 'run_folder', 'result_path', 'environment',
-           'record_environment', 'cached_encoder', 'reference_features', 'pictures', 'build', 'stages', 'sampler_of',
-           'with_guidance', 'periodic', 'rank', 'train_run', 'sample_seeds', 'load_averages', 'trained_denoiser',
-           'decoder', 'samples_path', 'draw_shards', 'drawn_samples', 'read_samples', 'heldout_loss', 'likelihood',
-           'published_metrics', 'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain', 'steps_done',
-           'environment_variables', 'workers_for', 'worker_pool', 'run_many', 'push', 'step_seconds', 'table_rows',
-           'full_key', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request',
-           'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'write_csv',
-           'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log', 'push_frame',
-           'continue_study', 'parser', 'main']
+           'record_environment', 'cached_encoder', 'reference_features', 'pictures', 'build', 'stages',
+           'sampler_options', 'sampler_of', 'with_guidance', 'periodic', 'rank', 'train_run', 'sample_seeds',
+           'load_averages', 'trained_denoiser', 'decoder', 'samples_path', 'draw_shards', 'drawn_samples',
+           'read_samples', 'heldout_loss', 'likelihood', 'published_metrics', 'evaluate', 'distances', 'launch',
+           'process_count', 'run', 'run_chain', 'steps_done', 'environment_variables', 'workers_for', 'worker_pool',
+           'run_many', 'push', 'step_seconds', 'table_rows', 'full_key', 'row_settings', 'prefixes', 'lacking',
+           'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings',
+           'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds',
+           'samples_of', 'training_log', 'push_frame', 'continue_study', 'parser', 'main']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import argparse
@@ -61,9 +61,9 @@ from .latents import SD_VAE, decode, load_vae
 from .likelihood import bits_per_dim_ode, bits_per_dim_vlb
 from .loop import held, load_checkpoint, read_log
 from .metrics import FeatureStats, frechet_distance, image_features, precision_recall
-from .samplers import ClassifierFreeGuidance, ancestral, ddim, draw_labels, euler, generate, heun, join_shards, karras_sigmas, n_classes, rk45, sample, write_aside
+from .samplers import ClassifierFreeGuidance, ancestral, classifier_gradient, ddim, draw_labels, euler, generate, heun, join_shards, karras_sigmas, n_classes, rk45, sample, write_aside
 from .training import PHASES, Seen, draw_batch, kept_features, train, training_step
-from .unet import ADM, DDPMPP, ADMUNet, DDPMUNet, SongUNet, UNet
+from .unet import ADM, DDPMPP, PUBLISHED, ADMUNet, DDPMUNet, SongUNet, UNet
 
 # %% ../nbs/15_experiments.ipynb #0e20c443
 PROCESSES = {"edm": EDM, "lvp": LVP, "lvp_truncated": partial(LVP, truncation=1.), "ddpm": DDPM}
@@ -95,6 +95,7 @@ DEFAULTS = dict(
     n_samples=1000, sampler_steps=12,         # of heun (2 * sampler_steps - 1 network calls) and euler; ancestral and ddim: which of the process's steps, e.g. "250"
     sampler=None,                             # None: heun
     guidance=None,                            # classifier-free, of a conditional network; None: none
+    classifier=None,                          # file of an ADM classifier of noisy images (`published_file`): it guides DDPM's chain, with the scale `guidance`
     nll_images=None,                          # held-out images whose bits per dimension are computed; None: not measured
     nll_tol=None, nll_terms=None,             # of the ODE's solver (None: 1e-5); terms of the bound that are drawn (None: all)
     fid=None,                                 # True: FID and its relatives against the training images, see `published_metrics`
@@ -116,7 +117,7 @@ TRAIN_KEYS = ("batch_size", "lr", "encoder_lr", "warmup", "ema_halflife", "group
 EXECUTION_KEYS = ("measure_every", "workers", "keep", "checkpoint_every", "compiled", "trackers", "processes")  # how a run is done, not what it is
 ADVERSARIAL_KEYS = ("encoder_lr",)  # mean nothing without a sat phase
 STRUCTURE_KEYS = ("structure", "relation", "distance", "omega", "time_weight", "subset", *ADVERSARIAL_KEYS)  # mean nothing to a plain run
-MEASURE_KEYS = ("n_samples", "sampler_steps", "n_reference", "independent_encoder", "sampler", "guidance", "nll_images", "nll_tol", "nll_terms", "fid")  # matter once the training is over
+MEASURE_KEYS = ("n_samples", "sampler_steps", "n_reference", "independent_encoder", "sampler", "guidance", "classifier", "nll_images", "nll_tol", "nll_terms", "fid")  # matter once the training is over
 ENCODER_KEYS = ("encoder", "encoder_steps", "vae")  # of the structural loss and of fd_discriminator: for a plain run, of the measurement alone
 
 
@@ -145,6 +146,7 @@ def complete(settings: dict) -> dict:
     discrete, latents, name = settings["process"] == "ddpm", settings["data"].endswith("_latents"), named["sampler"]
     if discrete != (name in ("ancestral", "ddim")): missing.append(f"process {settings['process']} is sampled by {'ancestral or ddim' if discrete else 'heun, euler or rk45'}, got sampler {name}")
     if settings["guidance"] is not None and not settings["conditional"]: missing.append(f"guidance needs a conditional run, got guidance {settings['guidance']} and conditional {settings['conditional']}")
+    if settings["classifier"] and (settings["guidance"] is None or not discrete): missing.append(f"a classifier guides DDPM's chain and needs its scale, got guidance {settings['guidance']} and process {settings['process']}")
     if latents and settings["nll_images"]: missing.append("bits per dimension are of images: nll_images must be None for latents")
     if latents and (settings["structure"], settings["time_weight"] == "moment") != ("pairs", False): missing.append(f"on latents there is structure 'pairs', with any time weight but 'moment', got {settings['structure']!r} and {settings['time_weight']!r}")
     if settings["subset"] is not None and settings["structure"] != "pairs": missing.append(f"a subset is taken of structure 'pairs', got {settings['structure']!r}")
@@ -169,13 +171,14 @@ def checksum_of(path: Path, size: int, mtime: int) -> str: return file_checksum(
 
 PUBLISHED_WEIGHTS = {  # file -> where it is published
     **{f"edm-{name}.pkl": f"https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-{name}.pkl" for name in ("cifar10-32x32-uncond-vp", "cifar10-32x32-cond-vp", "ffhq-64x64-uncond-vp")},
+    "256x256_classifier.pt": "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_classifier.pt",
     **{f"DiT-XL-2-{side}x{side}.pt": f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{side}x{side}.pt" for side in (256, 512)}}
 
 
 def published_file(name: str) -> tuple[Path, str]:  # of PUBLISHED_WEIGHTS, or a path; -> path, SHA-256
-    "A weights file to start from, in torch's folder; FileNotFoundError says where to get it."
+    "A weights file, in torch's folder; FileNotFoundError says where to get it."
     path = Path(name) if Path(name).is_absolute() else Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.is_file(): raise FileNotFoundError(f"no weights at {path}" + (f": download {PUBLISHED_WEIGHTS[name]} and put it there" if name in PUBLISHED_WEIGHTS else f"; init is one of {', '.join(PUBLISHED_WEIGHTS)}, or the full path of a file"))
+    if not path.is_file(): raise FileNotFoundError(f"no weights at {path}" + (f": download {PUBLISHED_WEIGHTS[name]} and put it there" if name in PUBLISHED_WEIGHTS else f"; it must be one of {', '.join(PUBLISHED_WEIGHTS)}, or the full path of a file"))
     return path, checksum_of(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
@@ -269,16 +272,25 @@ def stages(settings: dict, data: ImageData, runs: Path) -> list[Path]:
     return [run_folder(complete({**settings, "phases": settings["phases"][:k + 1]}), data, runs) for k in range(len(settings["phases"]))]
 
 
-def sampler_of(settings: dict):  # -> sampler(denoiser, noise, labels, step_noise), see sadm.samplers
-    "A run's sampler, with its steps. x0_hat is clamped to [-1, 1] in DDPM's chain where it is pixels, as published."
-    name, steps, clip = settings["sampler"] or "heun", settings["sampler_steps"], not settings["data"].endswith("_latents")
-    if name in ("heun", "euler"): return partial(SAMPLERS[name], sigmas=karras_sigmas(steps))
-    return partial(SAMPLERS[name], steps=steps, clip=clip) if name in ("ancestral", "ddim") else SAMPLERS[name]
+def sampler_options(settings: dict) -> dict:  # plain values
+    "What a run's sampler is told: of heun and euler the options of `karras_sigmas`. x0_hat is clamped to [-1, 1] in DDPM's chain where it is pixels, as published."
+    if settings["sampler"] in ("ancestral", "ddim"): return dict(steps=settings["sampler_steps"], clip=not settings["data"].endswith("_latents"))
+    return {} if settings["sampler"] == "rk45" else dict(n_steps=settings["sampler_steps"])
+
+
+def sampler_of(settings: dict, data: ImageData, device: str = "cpu"):  # -> sampler(denoiser, noise, labels, step_noise), see sadm.samplers
+    "A run's sampler, with its options, and the classifier where one guides it (Dhariwal & Nichol 2021, Alg. 1)."
+    options = sampler_options(settings)
+    if settings["classifier"]:
+        classifier = PUBLISHED[f"adm-imagenet-{data.shape[-1]}x{data.shape[-1]}-classifier"]()
+        load_weights(classifier, published_file(settings["classifier"])[0])
+        options["cond_fn"] = partial(classifier_gradient, classifier.to(device).eval(), scale=settings["guidance"])
+    return partial(SAMPLERS[settings["sampler"] or "heun"], **({"sigmas": karras_sigmas(**options)} if "n_steps" in options else options))
 
 
 def with_guidance(settings: dict, denoiser: Denoiser) -> Denoiser:
     "With classifier-free guidance, if the settings say so; of latents (DiT) on their first three channels, as published."
-    if settings["guidance"] is None: return denoiser
+    if settings["guidance"] is None or settings["classifier"]: return denoiser
     return ClassifierFreeGuidance(denoiser, settings["guidance"], channels=3 if settings["data"].endswith("_latents") else None)
 
 
@@ -287,7 +299,7 @@ def periodic(settings: dict, data: ImageData, folder: Path, runs: Path):  # -> f
     def measure(denoiser: Denoiser, n: int) -> dict:
         device = next(denoiser.net.parameters()).device
         labels = draw_labels(settings["n_samples"], n_classes(denoiser), "random", sample_seeds(settings)[0]) if settings["conditional"] else None
-        images, _ = sample(with_guidance(settings, denoiser), sample_seeds(settings), data.shape, labels=labels, device=device, sampler=sampler_of(settings), decode=decoder(settings, data, device))
+        images, _ = sample(with_guidance(settings, denoiser), sample_seeds(settings), data.shape, labels=labels, device=device, sampler=sampler_of(settings, data, device), decode=decoder(settings, data, device))
         save_image(images[:64].clamp(-1, 1) / 2 + 0.5, folder / f"samples-{n}.png", nrow=8)
         return {key: value for key, value in distances(settings, to_uint8(images), runs, device).items() if key.startswith("fd_") and isinstance(value, float)}
     return measure
@@ -344,7 +356,7 @@ def decoder(settings: dict, data: ImageData, device: str):  # -> function of sam
 
 def samples_path(settings: dict, folder: Path) -> Path:
     "Where a run's samples are: one file for each way of drawing them."
-    how = [settings[key] for key in ("n_samples", "sampler_steps", "sampler") if settings[key] is not None] + ([f"cfg{settings['guidance']:g}"] if settings["guidance"] is not None else [])
+    how = [settings[key] for key in ("n_samples", "sampler_steps", "sampler") if settings[key] is not None] + ([f"{'classifier' if settings['classifier'] else 'cfg'}{settings['guidance']:g}"] if settings["guidance"] is not None else [])
     return folder / f"samples-{'-'.join(map(str, how))}.npz"
 
 
@@ -353,7 +365,7 @@ def draw_shards(settings: dict, data: ImageData, runs: Path, device: str, rank: 
     folder = run_folder(settings, data, runs)
     path, seeds = samples_path(settings, folder), sample_seeds(settings)
     if not path.exists():
-        generate(with_guidance(settings, trained_denoiser(settings, runs, device)), path.with_suffix(""), data.shape, len(seeds), sampler_of(settings), "random" if settings["conditional"] else None, seeds[0],
+        generate(with_guidance(settings, trained_denoiser(settings, runs, device)), path.with_suffix(""), data.shape, len(seeds), sampler_of(settings, data, device), "random" if settings["conditional"] else None, seeds[0],
                  device=device, decode=decoder(settings, data, device), rank=rank, world_size=world_size, more=dict(run=folder.name))
     return path
 
@@ -657,7 +669,7 @@ GUIDANCE = (1., 1.25, 1.5, 2.)  # the paper's is not stated; 1: none. DiT's publ
 DIT = dict(conditional=True, full={"imagenet256": "imagenet_dit", "imagenet512": "imagenet512_dit"}, small=SMALL_DIT)
 TABLE1 = {f"{name} cfg {scale:g}": {**DIT, **row, "guidance": None if scale == 1 else scale, "paper": paper}
           for name, row, paper in (("DiT", PLAIN, "DiT-XL/2-G"), ("DiT-SADM", SADM, "DiT-SADM")) for scale in GUIDANCE}
-TABLE1_FULL = TABLE1 | {f"{name} from published cfg {scale:g}": {**DIT, **row, "init": True, "guidance": None if scale == 1 else scale}  # a departure from the paper, affordable
+TABLE1_FULL = TABLE1 | {"ADM-G": {**PLAIN, "full": {"imagenet256": "imagenet"}}} | {f"{name} from published cfg {scale:g}": {**DIT, **row, "init": True, "guidance": None if scale == 1 else scale}  # a departure from the paper, affordable
                         for name, row in (("DiT", PLAIN), ("DiT-SADM", SADM)) for scale in GUIDANCE}
 EDM_ROW, EDM_CLASSES = dict(full={"cifar10": "cifar10_edm", "celeba": "celeba_edm", "ffhq": "ffhq_edm"}), dict(full={"cifar10": "cifar10_edm_cond"}, conditional=True, small=SMALL_CLASSES)
 TABLE2 = {
@@ -694,7 +706,7 @@ FULL = {
     "celeba_edm": dict(steps=(781_250, 500_000), data="celeba64", **{**KARRAS_64, "sampler_steps": 36}),  # EDM's settings for FFHQ; 71 NFE
     "ffhq_edm": dict(steps=(781_250, 500_000), data="ffhq64", published="edm-ffhq-64x64-uncond-vp.pkl", **{**KARRAS_64, "sampler_steps": 40}),  # 79 NFE
     "imagenet": dict(steps=(1_980_000, 500_000), data="imagenet256", process="ddpm", network="adm", network_kwargs=dict(model_channels=256, num_res_blocks=2, channel_mult=[1, 1, 2, 2, 4, 4]), conditional=True, batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000,
-                     sampler="ancestral", sampler_steps="250", needs="guidance by ADM's noisy-image classifier among a run's settings (sadm.samplers has it)"),  # ADM-G at 256: FID 4.59
+                     sampler="ancestral", sampler_steps="250", guidance=1., classifier="256x256_classifier.pt"),  # ADM-G at 256: FID 4.59
     "imagenet_dit": dict(steps=(7_000_000, 500_000), data="imagenet256_latents", published="DiT-XL-2-256x256.pt", **PEEBLES),  # DiT-XL/2-G: FID 2.27
     "imagenet512_dit": dict(steps=(3_000_000, 500_000), data="imagenet512_latents", published="DiT-XL-2-512x512.pt", **PEEBLES),  # 3.04
 }
@@ -764,8 +776,8 @@ def lacking(full: dict,          # of FULL
     lacks = [full["needs"]] if "needs" in full else []
     try: load_data(full["data"], "train")
     except FileNotFoundError as error: lacks.append(f"the data set {full['data']}: {str(error).split(': ')[-1]}")
-    if init:
-        try: published_file(full["published"])
+    for name in ([full["published"]] if init else []) + ([full["classifier"]] if "classifier" in full else []):
+        try: published_file(name)
         except FileNotFoundError as error: lacks.append(str(error))
     return lacks
 
