@@ -794,6 +794,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'sadm.prepare.write_piece': ('nbs/prepare.html#write_piece', 'sadm/prepare.py'),
                               'sadm.prepare.write_tar': ('nbs/prepare.html#write_tar', 'sadm/prepare.py')},
             'sadm.report': { 'sadm.report.beside': ('nbs/report.html#beside', 'sadm/report.py'),
+                             'sadm.report.beside_systems': ('nbs/report.html#beside_systems', 'sadm/report.py'),
                              'sadm.report.by_seed': ('nbs/report.html#by_seed', 'sadm/report.py'),
                              'sadm.report.compare': ('nbs/report.html#compare', 'sadm/report.py'),
                              'sadm.report.compare_pairs': ('nbs/report.html#compare_pairs', 'sadm/report.py'),

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def first_images(data: ImageData, n: int | None) -> ImageData:
     "The first `n` images of a split as a split of its own (with its own checksum); all of them if None."
     if n is None: return data
     if not 0 < n <= len(data): raise ValueError(f"{data.name} has {len(data)} images, asked for {n}")
-    return ImageData(f"{data.name}-first{n}", data.images[:n], data.labels[:n], content_checksum(data.images[:n], data.labels[:n]))
+    return replace(data, name=f"{data.name}-first{n}", images=data.images[:n], labels=data.labels[:n], checksum=content_checksum(data.images[:n], data.labels[:n]))
 
 # %% ../nbs/09_data.ipynb #b07798b8
 def some_classes(data: ImageData, classes: range) -> ImageData:

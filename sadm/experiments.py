@@ -789,10 +789,10 @@ def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> li
     cells = [(column, row, seed) for column in columns for seed in seeds for row in rows if scale != "full" or full_key(known[row], column)]
     def settings(column, row, seed):
         lacks = lacking(FULL[full_key(known[row], column)], known[row].get("init", False)) if scale == "full" else []
-        also = f"; also missing: {'; '.join(lacks)}" if lacks else ""
+        where, missing = f"{table}, row {row}, {column}, cannot run at scale {scale}", "; ".join(lacks)
         try: done = complete(row_settings(table, row, scale, seed, column))
-        except ValueError as error: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}: {error}{also}") from None
-        if also: raise ValueError(f"{table}, row {row}, {column}, cannot run at scale {scale}{also}")
+        except ValueError as error: raise ValueError(f"{where}: {error}" + (f"; also missing: {missing}" if missing else "")) from None
+        if missing: raise ValueError(f"{where}, missing: {missing}")
         return done
     return [(*cell, settings(*cell)) for cell in cells]
 

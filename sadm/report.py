@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TESTED', 'name_cells', 'by_seed', 'paired_differences', 'smallest_detectable', 'paired_test', 'holm', 'verdict',
-           'compare', 'compare_pairs', 'paper_table', 'relative_effect', 'beside', 'leakage', 'rank_agreement',
-           'show_grid', 'row_colors', 'plot_differences', 'plot_curves']
+           'compare', 'compare_pairs', 'paper_table', 'relative_effect', 'beside', 'beside_systems', 'leakage',
+           'rank_agreement', 'show_grid', 'row_colors', 'plot_differences', 'plot_curves']
 
 # %% ../nbs/16_report.ipynb #f130994a
 import math
@@ -189,6 +189,21 @@ def beside(paper: pd.DataFrame,            # rows (index) x columns of numbers, 
         lines = {line["row"]: spread(line) for _, line in frame.iterrows()}
         table[header] = [lines.get(row, "not run") for row in rows]
     return table.rename_axis(index="row", columns=None)
+
+# %% ../nbs/16_report.ipynb #1b0c9717
+def beside_systems(paper: pd.DataFrame,         # from `paper_table`: systems x columns
+                   rows: dict[str, dict],       # ours, e.g. `sadm.experiments.TABLE2`
+                   lines: pd.DataFrame,         # one line per row and seed, from `results_frame`
+                   measures: Sequence[str],     # columns of `lines`
+                  ) -> pd.DataFrame:            # text; index: the paper's system, our row
+    "The paper's numbers and, from other data and at another scale, ours: mean ± standard deviation over seeds."
+    if wrong := [row for row, described in rows.items() if described.get("paper") not in (None, *paper.index)]: raise ValueError(f"{wrong[0]!r} stands for {rows[wrong[0]]['paper']!r}, which is none of {', '.join(paper.index)}")
+    spread = lambda v: "not run" if len(v) == 0 else f"{v.iloc[0]:.3g} (1 seed)" if len(v) == 1 else f"{v.mean():.3g} ± {v.std():.2g} ({len(v)} seeds)"
+    ours = lambda row: {f"ours ({m})": spread(lines.loc[lines["row"] == row, m].dropna()) if m in lines else "not measured" for m in measures}
+    printed = {name: {f"paper ({column})": "" if pd.isna(value) else f"{value:.2f}".removesuffix(".00") for column, value in line.items()} for name, line in paper.iterrows()}
+    made = [(name, row) for name in paper.index for row in [row for row in rows if rows[row].get("paper") == name] or [None]] + [("not in the paper", row) for row in rows if not rows[row].get("paper")]
+    table = pd.DataFrame([printed.get(name, {}) | (ours(row) if row else {}) for name, row in made])
+    return table.fillna("").set_axis(pd.MultiIndex.from_tuples([(name, row or "published number only") for name, row in made], names=["system", "our row"]))
 
 # %% ../nbs/16_report.ipynb #7518102f
 def leakage(results: pd.DataFrame,  # one line per row and seed: columns `row`, `seed` and both metrics
