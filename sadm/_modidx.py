@@ -794,6 +794,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'sadm.plan.parameters': ('nbs/plan.html#parameters', 'sadm/plan.py'),
                            'sadm.plan.plan': ('nbs/plan.html#plan', 'sadm/plan.py'),
                            'sadm.plan.rehearse': ('nbs/plan.html#rehearse', 'sadm/plan.py'),
+                           'sadm.plan.shape_of': ('nbs/plan.html#shape_of', 'sadm/plan.py'),
                            'sadm.plan.stage_names': ('nbs/plan.html#stage_names', 'sadm/plan.py'),
                            'sadm.plan.standing_in': ('nbs/plan.html#standing_in', 'sadm/plan.py'),
                            'sadm.plan.step_flops': ('nbs/plan.html#step_flops', 'sadm/plan.py'),

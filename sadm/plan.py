@@ -7,7 +7,7 @@ __all__ = ['FROM_TORCHVISION', 'PEAK', 'ESTIMATE', 'fresh_encoder', 'autoencoder
            'on_meta', 'kept_activations', 'network_cost', 'structure_cost', 'affinity_flops', 'costs_of', 'step_flops',
            'paper_nfe', 'network_calls', 'stage_names', 'memory_bytes', 'cell', 'total', 'vae_decode', 'plan', 'hours',
            'tera', 'described', 'as_text', 'two_blocks', 'two_images', 'standing_in', 'local_encoder', 'rehearse',
-           'check_row', 'dry_run', 'main']
+           'shape_of', 'check_row', 'dry_run', 'main']
 
 # %% ../nbs/17d_plan.ipynb #a6346aab
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -222,7 +222,7 @@ def cell(table: str, row: str, column: str, sets: dict, speed: float, gpus: int)
     if settings["init"]:
         try: ex.published_file(settings["init"])
         except FileNotFoundError: line["lacks"].append(f"the weights to start from, {settings['init']}")
-    shape, per_hour, latents = doctor.image_shape(full["data"]), 3600 * speed, full["data"].endswith("_latents")
+    shape, per_hour, latents = shape_of(full["data"]), 3600 * speed, full["data"].endswith("_latents")
     (network, _), stages, n = costs_of(settings, shape), stage_names(settings), settings["n_samples"]
     phases = [dict(stage=stage, phase=name, steps=steps, flops=step_flops(settings, name, shape), disk=5 * 4 * network["parameters"]) for stage, (name, steps) in zip(stages, settings["phases"])]
     calls, passes = network_calls(settings["sampler"], settings["sampler_steps"], settings["process"]), 1 if settings["guidance"] in (None, 1) else 2
@@ -366,16 +366,17 @@ def rehearse(settings: dict, shape: tuple, folder: Path, say: Callable) -> None:
     encoder, weights = (None, "") if all(name == "plain" for name, _ in phases) else local_encoder(settings, 3 if latents else shape[0])
     thin = autoencoder((16,) * 4, 1, 4) if latents else None
     if encoder is not None: say("ok", "encoder", f"{settings['encoder']}, {weights}" + ("; behind a thin autoencoder, fresh weights" if latents else ""))
-    with standing_in(ex, cached_encoder=lambda *_: encoder, **({"load_vae": lambda *_: thin} if latents else {})):
+    inner = lambda state: {name[name.index("network."):]: p.clone() for name, p in state.items() if "network." in name}  # whatever the structural loss wraps the encoder in
+    with standing_in(ex, cached_encoder=lambda *_: deepcopy(encoder), **({"load_vae": lambda *_: thin} if latents else {})):
         before = {name: p.clone() for name, p in ex.build(small, data, folder)[0].state_dict().items()}
-        learned = None if encoder is None else {name: p.clone() for name, p in encoder.state_dict().items()}
+        learned = {} if encoder is None else inner(encoder.state_dict())
         for k, (phase, steps) in enumerate(phases):
             part, begun = ex.complete({**small, "phases": phases[:k + 1]}), time.perf_counter()
             place = ex.train_run(part, data, folder)
             line, after, saved = read_log(place / "metrics.jsonl")[-1], load_file(place / "ema.safetensors"), load_checkpoint(place / "last.pt")
             if saved["step"] != sum(n for _, n in phases[:k + 1]): raise RuntimeError(f"after {phase} the checkpoint is of step {saved['step']}")
             if not any((after[name] != before[name]).any() for name in after): raise RuntimeError(f"{phase}: no weight of the denoiser moved")
-            if phase == "sat" and not any((saved["encoder"][name] != p).any() for name, p in learned.items()): raise RuntimeError("sat: no weight of the encoder moved")
+            if phase == "sat" and not any((p != learned[name]).any() for name, p in inner(saved["encoder"]).items()): raise RuntimeError("sat: no weight of the encoder moved")
             say("ok", f"step of {phase}", f"a two-block copy, 2 images: loss {line['loss']:.4g}" + (f", omega D {line['D']:.3g}" if "D" in line else "") + f", {time.perf_counter() - begun:.1f} s")
             before = after
     net.load_state_dict(before)  # RuntimeError if the names or shapes differ
@@ -392,6 +393,12 @@ def rehearse(settings: dict, shape: tuple, folder: Path, say: Callable) -> None:
     if not images.isfinite().all(): raise RuntimeError(f"{name} gave numbers that are not finite")
     guided = "" if small["guidance"] is None else f", guidance {small['guidance']:g}"
     say("ok", "sampler", f"{name}{guided}: {calls} network calls of {network_calls(settings['sampler'], settings['sampler_steps'], settings['process'])}")
+
+
+def shape_of(name: str) -> tuple:  # of sadm.data.DATASETS -> (C, H, W)
+    "What a denoiser sees of a data set, or will see once it is prepared."
+    try: return ex.load_data(name, "train").shape
+    except (FileNotFoundError, ValueError): return doctor.image_shape(name)
 
 
 def check_row(table: str, row: str, column: str, scale: str, seed: int, folder: Path, say: Callable) -> bool:  # whether the row could run if what is missing were there
@@ -411,7 +418,7 @@ def check_row(table: str, row: str, column: str, scale: str, seed: int, folder: 
     if settings["init"]:
         try: say("ok", "weights", f"to start from: {ex.published_file(settings['init'])[0].name}")
         except FileNotFoundError as error: say("missing", "weights", str(error))
-    shape = doctor.image_shape(settings["data"])
+    shape = shape_of(settings["data"])
     try:
         say("ok", "network", f"{parameters(network_of(settings, shape)):,} parameters, without values; images {' x '.join(map(str, shape))}")
         rehearse(settings, shape, folder, say)
