@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FROM_TORCHVISION', 'PEAK', 'ESTIMATE', 'fresh_encoder', 'autoencoder', 'network_of', 'parameters', 'counted',
            'on_meta', 'kept_activations', 'network_cost', 'structure_cost', 'affinity_flops', 'costs_of', 'step_flops',
-           'paper_nfe', 'network_calls', 'stage_names', 'memory_bytes', 'cell', 'total', 'vae_decode', 'plan', 'hours',
-           'tera', 'described', 'as_text', 'two_blocks', 'two_images', 'standing_in', 'local_encoder', 'rehearse',
-           'shape_of', 'check_row', 'dry_run', 'main']
+           'paper_nfe', 'network_calls', 'stage_names', 'memory_bytes', 'vae_decode', 'classifier_call', 'sample_flops',
+           'published_there', 'cell', 'total', 'plan', 'hours', 'tera', 'described', 'as_text', 'two_blocks',
+           'two_images', 'standing_in', 'local_encoder', 'rehearse', 'shape_of', 'check_row', 'dry_run', 'main']
 
 # %% ../nbs/17d_plan.ipynb #a6346aab
 import argparse
@@ -38,6 +38,7 @@ from .encoders import Encoder
 from .latent_structure import LatentDecoder, latent_structure, saved_bytes
 from .loop import load_checkpoint, read_log
 from .training import Seen, training_step
+from .unet import PUBLISHED
 
 # %% ../nbs/17d_plan.ipynb #9fa8c9c1
 FROM_TORCHVISION = ("inception_v3", "resnet18", "vit_b_16")  # their weights are files that somebody has to fetch
@@ -192,7 +193,8 @@ def network_calls(sampler: str | None, steps: str | int | None, process: str) ->
     "NFE of one sample."
     if sampler == "rk45": return paper_nfe("Soft Truncation (data space)", "celeba and ffhq")
     denoiser = Denoiser(lambda x, noise_label, labels: torch.zeros_like(x), ex.PROCESSES[process]())
-    return ex.sampler_of(dict(sampler=sampler, sampler_steps=steps, data="pixels"))(denoiser, torch.zeros(1, 1, 1, 1), step_noise=lambda: torch.zeros(1, 1, 1, 1))[1]
+    settings = dict(sampler=sampler, sampler_steps=steps, data="pixels", guidance=None, classifier=None)
+    return ex.sampler_of(settings, None)(denoiser, torch.zeros(1, 1, 1, 1), step_noise=lambda: torch.zeros(1, 1, 1, 1))[1]
 
 
 def stage_names(settings: dict) -> list[str]:  # complete
@@ -211,6 +213,37 @@ def memory_bytes(settings: dict, shape: tuple, gpus: int) -> int:
     return total + 4 * structure["parameters"] + structure["once"] + max(extra)
 
 
+@lru_cache(maxsize=None)
+def vae_decode(shape: tuple) -> int:  # (C, h, w)
+    "FLOPs of decoding one latent."
+    with torch.device("meta"): decode, z = LatentDecoder(autoencoder()), torch.empty(1, *shape)
+    def work():
+        with torch.no_grad(): decode(z)
+    return counted(work)
+
+
+@lru_cache(maxsize=None)
+def classifier_call(side: int) -> int:
+    "FLOPs of ADM's classifier for one image and one step of the chain: forward, and back to the image."
+    with torch.device("meta"): classifier, x = PUBLISHED[f"adm-imagenet-{side}x{side}-classifier"]().requires_grad_(False), torch.empty(1, 3, side, side, requires_grad=True)
+    return counted(lambda: classifier(x, torch.zeros(1, device="meta")).log_softmax(1)[:, 0].sum().backward())
+
+
+def sample_flops(settings: dict, shape: tuple) -> tuple[int, int, str]:  # complete; (C, H, W) -> FLOPs of one sample, network calls, how they are guided
+    "What drawing a sample costs."
+    (network, _), calls = costs_of(settings, shape), network_calls(settings["sampler"], settings["sampler_steps"], settings["process"])
+    decoded = vae_decode(shape) if settings["data"].endswith("_latents") else 0
+    if settings["classifier"]: return calls * (network["forward"] + classifier_call(shape[-1])) + decoded, calls, "by a classifier"
+    if settings["guidance"] in (None, 1): return calls * network["forward"] + decoded, calls, ""
+    return 2 * calls * network["forward"] + decoded, calls, "guided"
+
+
+def published_there(name: str) -> bool:  # of sadm.experiments.PUBLISHED_WEIGHTS
+    "Whether such a file is on this machine."
+    try: return bool(ex.published_file(name))
+    except FileNotFoundError: return False
+
+
 def cell(table: str, row: str, column: str, sets: dict, speed: float, gpus: int) -> dict:  # sets: of doctor.data_sets, by name; speed: FLOP/s
     "What one row of a table takes on one data set; a row that cannot be completed has no `phases`, and says why under `lacks`."
     full = ex.FULL[ex.full_key(ex.table_rows(table, "full")[row], column)]
@@ -219,16 +252,14 @@ def cell(table: str, row: str, column: str, sets: dict, speed: float, gpus: int)
                 lacks=[part for part in ex.lacking(full) if not part.startswith("the data set")])
     try: settings = ex.complete(ex.row_settings(table, row, "full", 0, column))
     except ValueError as error: return line | dict(lacks=[*line["lacks"], *str(error).split("; ")])
-    if settings["init"]:
-        try: ex.published_file(settings["init"])
-        except FileNotFoundError: line["lacks"].append(f"the weights to start from, {settings['init']}")
+    for name in (settings["init"], settings["classifier"]):
+        if name and not published_there(name): line["lacks"].append(f"the weights {name} (sadm doctor says from where)")
     shape, per_hour, latents = shape_of(full["data"]), 3600 * speed, full["data"].endswith("_latents")
     (network, _), stages, n = costs_of(settings, shape), stage_names(settings), settings["n_samples"]
     phases = [dict(stage=stage, phase=name, steps=steps, flops=step_flops(settings, name, shape), disk=5 * 4 * network["parameters"]) for stage, (name, steps) in zip(stages, settings["phases"])]
-    calls, passes = network_calls(settings["sampler"], settings["sampler_steps"], settings["process"]), 1 if settings["guidance"] in (None, 1) else 2
-    flops, pixels = calls * passes * network["forward"] + (vae_decode(shape) if latents else 0), 3 * (8 * shape[1])**2 if latents else shape[0] * shape[1] * shape[2]
+    (flops, calls, guided), pixels = sample_flops(settings, shape), 3 * (8 * shape[1])**2 if latents else shape[0] * shape[1] * shape[2]
     measured = stages if ex.TABLES[table]["pieces"] != (1, 1) else stages[-1:]  # a curve is measured along the training
-    samples = [dict(stage=f"{stage}, {n} by {settings['sampler']} {settings['sampler_steps']} {settings['guidance']}", images=n, nfe=calls, passes=passes, flops=flops, gpu_hours=n * flops / per_hour, disk=n * pixels) for stage in measured]
+    samples = [dict(stage=f"{stage}, {n} by {settings['sampler']} {settings['sampler_steps']} {settings['guidance']}", images=n, nfe=calls, guided=guided, flops=flops, gpu_hours=n * flops / per_hour, disk=n * pixels) for stage in measured]
     for phase in phases: phase["gpu_hours"] = phase["steps"] * phase["flops"] / per_hour
     line |= dict(network=settings["network"], parameters=network["parameters"], batch_size=settings["batch_size"], phases=phases, samples=samples, memory=memory_bytes(settings, shape, gpus))
     return line | total([line])
@@ -238,16 +269,6 @@ def total(cells: list[dict]) -> dict:  # gpu_hours, disk
     "What cells take together: training and samples that several of them share are there once."
     once = {part["stage"]: part for line in cells if "phases" in line for part in (*line["phases"], *line["samples"])}
     return {key: sum(part[key] for part in once.values()) for key in ("gpu_hours", "disk")}
-
-
-@lru_cache(maxsize=None)
-def vae_decode(shape: tuple) -> int:  # (C, h, w)
-    "FLOPs of decoding one latent."
-    with torch.device("meta"):
-        decode, z = LatentDecoder(autoencoder()), torch.empty(1, *shape)
-        def work():
-            with torch.no_grad(): decode(z)
-        return counted(work)
 
 
 def plan(tables: list[str] | None = None,  # of sadm.experiments.TABLES; None: all
@@ -286,7 +307,7 @@ def described(line: dict) -> tuple:  # of `plan`, with phases -> words of a row
     parts = [list(same) for _, same in groupby(line["phases"], key=lambda part: part["phase"])]
     phases = ", ".join(f"{same[0]['phase']} {sum(part['steps'] for part in same):,} x {tera(same[0]['flops'])}" for same in parts)
     one, images = line["samples"][0], sum(part["images"] for part in line["samples"])
-    drawn = f"{images:,} x {tera(one['flops'])} ({one['nfe']} calls{', guided' if one['passes'] == 2 else ''})"
+    drawn = f"{images:,} x {tera(one['flops'])} ({one['nfe']} calls{', ' if one['guided'] else ''}{one['guided']})"
     shared = line["gpu_hours"] - line["new_gpu_hours"] > 1e-6 * line["gpu_hours"]
     new = f" ({hours(line['new_gpu_hours'])} beyond the rows above)" if shared else ""
     return line["row"], f"{line['network']}, {line['parameters'] / 1e6:,.1f} M", phases, drawn, hours(line["gpu_hours"]) + new, doctor.size(line["memory"]), doctor.size(line["disk"])
@@ -386,10 +407,10 @@ def rehearse(settings: dict, shape: tuple, folder: Path, say: Callable) -> None:
         nonlocal calls
         calls += 1
     net.register_forward_hook(count)
-    name = settings["sampler"] or "heun"
-    if name == "rk45": sampler = lambda *more, **options: ex.SAMPLERS["rk45"](*more, rtol=1e3, atol=1e3, **options)  # as few calls as it can
-    else: sampler = ex.sampler_of({**small, "sampler_steps": "2" if name in ("ancestral", "ddim") else 2})
-    images, _ = ex.sample(ex.with_guidance(small, denoiser), [0], shape, labels=data.labels[:1] if small["conditional"] else None, sampler=sampler)
+    name, small = settings["sampler"] or "heun", small | {"sampler_steps": "2" if settings["sampler"] in ("ancestral", "ddim") else 2}
+    if small["classifier"]: small |= dict(classifier=None, guidance=None)  # 54 million parameters at 256 pixels: guidance is left out
+    loose = dict(rtol=1e3, atol=1e3) if name == "rk45" else {}  # as few calls as it can
+    images, _ = ex.sample(ex.with_guidance(small, denoiser), [0], shape, labels=data.labels[:1] if small["conditional"] else None, sampler=ex.sampler_of(small, data), **loose)
     if not images.isfinite().all(): raise RuntimeError(f"{name} gave numbers that are not finite")
     guided = "" if small["guidance"] is None else f", guidance {small['guidance']:g}"
     say("ok", "sampler", f"{name}{guided}: {calls} network calls of {network_calls(settings['sampler'], settings['sampler_steps'], settings['process'])}")
@@ -415,9 +436,8 @@ def check_row(table: str, row: str, column: str, scale: str, seed: int, folder: 
     latents = settings["data"].endswith("_latents")
     for name in dict.fromkeys([settings["encoder"], *(["fid_inception"] if settings.get("fid") else []), settings["independent_encoder"], *(["sd_vae"] if latents else [])]):
         if name in files: say("ok" if files[name]["there"] else "missing", "weights", f"{name} ({files[name]['serves']})" + ("" if files[name]["there"] else f": {files[name]['url']} to {files[name]['path']}"))
-    if settings["init"]:
-        try: say("ok", "weights", f"to start from: {ex.published_file(settings['init'])[0].name}")
-        except FileNotFoundError as error: say("missing", "weights", str(error))
+    for name, what in ((settings["init"], "to start from"), (settings["classifier"], "to guide by")):
+        if name: say(*(("ok", "weights", f"{name} ({what})") if published_there(name) else ("missing", "weights", f"{name} ({what}): {ex.PUBLISHED_WEIGHTS.get(name, 'no such file')}")))
     shape = shape_of(settings["data"])
     try:
         say("ok", "network", f"{parameters(network_of(settings, shape)):,} parameters, without values; images {' x '.join(map(str, shape))}")
