@@ -693,7 +693,7 @@ SEEDS = {"smoke": (0,), "quick": (0,), "study": tuple(range(12)), "full": (0,)} 
 HO = dict(batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True)  # Ho et al. 2020, and score_sde after it: EMA 0.9999
 CHAIN = dict(process="ddpm", sampler="ancestral", sampler_steps="1000")
 FACES = dict(channel_mult=[1, 2, 2, 2])
-KARRAS = dict(process="edm", network="ddpmpp", batch_size=512, lr=1e-3, warmup=10_000_000, ema_halflife=500_000, augment_p=0.12, sampler="heun", sampler_steps=18, short=(20_000, 5_000))  # 200M images, 35 NFE
+KARRAS = dict(process="edm", network="ddpmpp", batch_size=512, lr=1e-3, warmup=10_000_000, ema_halflife=500_000, augment_p=0.12, kept_features=False, sampler="heun", sampler_steps=18, short=(20_000, 5_000))  # 200M images, 35 NFE
 KARRAS_64 = {**KARRAS, "batch_size": 256, "lr": 2e-4, "augment_p": 0.15, "network_kwargs": {**FACES, "augment_dim": 9, "dropout": 0.05}}
 PEEBLES = dict(process="ddpm", network="dit", conditional=True, batch_size=256, lr=1e-4, warmup=0, ema_halflife=1_774_000, flip=True, kept_features=False, guidance=1.5, sampler="ancestral", sampler_steps="250", short=(80_000, 20_000))
 FULL = {

@@ -249,11 +249,11 @@ def cell(table: str, row: str, column: str, sets: dict, speed: float, gpus: int)
     full = ex.FULL[ex.full_key(ex.table_rows(table, "full")[row], column)]
     needed = [sets[name] for name in dict.fromkeys([full["data"].removesuffix("_latents"), full["data"]])]
     line = dict(table=table, column=column, row=row, data=full["data"], data_ready=all(one["ready"] for one in needed), data_bytes=sum(one["original"] + one["prepared"] for one in needed),
-                lacks=[part for part in ex.lacking(full) if not part.startswith("the data set")])
+                lacks=[part for part in ex.lacking(full) if not part.startswith(("the data set", "no weights"))])
     try: settings = ex.complete(ex.row_settings(table, row, "full", 0, column))
     except ValueError as error: return line | dict(lacks=[*line["lacks"], *str(error).split("; ")])
     for name in (settings["init"], settings["classifier"]):
-        if name and not published_there(name): line["lacks"].append(f"the weights {name} (sadm doctor says from where)")
+        if name and not published_there(name): line["lacks"].append(f"the weights {name} (`sadm doctor` says from where)")
     shape, per_hour, latents = shape_of(full["data"]), 3600 * speed, full["data"].endswith("_latents")
     (network, _), stages, n = costs_of(settings, shape), stage_names(settings), settings["n_samples"]
     phases = [dict(stage=stage, phase=name, steps=steps, flops=step_flops(settings, name, shape), disk=5 * 4 * network["parameters"]) for stage, (name, steps) in zip(stages, settings["phases"])]
