@@ -6,8 +6,8 @@
 __all__ = ['FROM_TORCHVISION', 'PEAK', 'ESTIMATE', 'fresh_encoder', 'autoencoder', 'network_of', 'parameters', 'counted',
            'on_meta', 'kept_activations', 'network_cost', 'structure_cost', 'affinity_flops', 'costs_of', 'step_flops',
            'paper_nfe', 'network_calls', 'stage_names', 'memory_bytes', 'vae_decode', 'classifier_call', 'sample_flops',
-           'published_there', 'cell', 'total', 'plan', 'hours', 'tera', 'described', 'as_text', 'two_blocks',
-           'two_images', 'standing_in', 'local_encoder', 'rehearse', 'shape_of', 'check_row', 'dry_run', 'main']
+           'shape_of', 'published_there', 'cell', 'total', 'plan', 'hours', 'tera', 'described', 'as_text',
+           'two_blocks', 'two_images', 'standing_in', 'local_encoder', 'rehearse', 'check_row', 'dry_run', 'main']
 
 # %% ../nbs/17d_plan.ipynb #a6346aab
 import argparse
@@ -238,6 +238,12 @@ def sample_flops(settings: dict, shape: tuple) -> tuple[int, int, str]:  # compl
     return 2 * calls * network["forward"] + decoded, calls, "guided"
 
 
+def shape_of(name: str) -> tuple:  # of sadm.data.DATASETS -> (C, H, W)
+    "What a denoiser sees of a data set, or will see once it is prepared."
+    try: return ex.load_data(name, "train").shape
+    except (FileNotFoundError, ValueError): return doctor.image_shape(name)
+
+
 def published_there(name: str) -> bool:  # of sadm.experiments.PUBLISHED_WEIGHTS
     "Whether such a file is on this machine."
     try: return bool(ex.published_file(name))
@@ -414,12 +420,6 @@ def rehearse(settings: dict, shape: tuple, folder: Path, say: Callable) -> None:
     if not images.isfinite().all(): raise RuntimeError(f"{name} gave numbers that are not finite")
     guided = "" if small["guidance"] is None else f", guidance {small['guidance']:g}"
     say("ok", "sampler", f"{name}{guided}: {calls} network calls of {network_calls(settings['sampler'], settings['sampler_steps'], settings['process'])}")
-
-
-def shape_of(name: str) -> tuple:  # of sadm.data.DATASETS -> (C, H, W)
-    "What a denoiser sees of a data set, or will see once it is prepared."
-    try: return ex.load_data(name, "train").shape
-    except (FileNotFoundError, ValueError): return doctor.image_shape(name)
 
 
 def check_row(table: str, row: str, column: str, scale: str, seed: int, folder: Path, say: Callable) -> bool:  # whether the row could run if what is missing were there
