@@ -36,7 +36,7 @@ from .diffusion import Denoiser, DenoisingLoss
 from .discriminator import StructuralLoss
 from .encoders import Encoder
 from .latent_structure import LatentDecoder, latent_structure, saved_bytes
-from .loop import load_checkpoint, read_log
+from .loop import Weights, load_checkpoint, read_log
 from .training import Seen, training_step
 from .unet import PUBLISHED
 
@@ -406,7 +406,7 @@ def rehearse(settings: dict, shape: tuple, folder: Path, say: Callable) -> None:
             if phase == "sat" and not any((p != learned[name]).any() for name, p in inner(saved["encoder"]).items()): raise RuntimeError("sat: no weight of the encoder moved")
             say("ok", f"step of {phase}", f"a two-block copy, 2 images: loss {line['loss']:.4g}" + (f", omega D {line['D']:.3g}" if "D" in line else "") + f", {time.perf_counter() - begun:.1f} s")
             before = after
-    net.load_state_dict(before)  # RuntimeError if the names or shapes differ
+    Weights(net).load_state_dict(before)  # RuntimeError if the names or shapes differ
     say("ok", "checkpoint", f"written and read back, {doctor.size((place / 'last.pt').stat().st_size)}")
     denoiser, calls = Denoiser(net.eval(), ex.PROCESSES[small["process"]]()), 0
     def count(*_):
