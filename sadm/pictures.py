@@ -56,15 +56,16 @@ def pair_differences(a: Tensor,              # (N, C, H, W) uint8
     nearer = (other & (distance < paired[:, None])).sum(1) == 0  # a tie counts as recognised: then they are the same picture
     return dict(paired=paired.mean().item(), paired_sd=paired.std().item(), unpaired=unpaired, share=paired.mean().item() / unpaired if unpaired else float("nan"), recognised=nearer.double().mean().item(), n=len(a))
 
-# %% ../nbs/16c_pictures.ipynb #e0a9b629
+# %% ../nbs/16c_pictures.ipynb #2cfa297a
 def copying(images: Tensor,   # (N, C, H, W) uint8, N >= 10
             data: str,        # of `sadm.data.DATASETS`: what the model was trained on
             runs: Path,       # features of real images are kept here
             encoder: str = "pixels",  # of `sadm.experiments.ENCODERS`, one that training never saw
+            encoder_steps: int = 600, # of those that learn the data set's labels
             device: str = "cpu",
            ) -> tuple[dict, Tensor, Tensor]:  # `sadm.memorisation.memorisation`'s numbers; (N,) which training image is the nearest; (N,) its distance
     "Whether samples are nearer to training images than held-out images are, and the nearest training image of each."
-    encoder = cached_encoder(encoder, data, 600, runs).to(device)  # 600: of the small ones that learn the labels
+    encoder = cached_encoder(encoder, data, encoder_steps, runs).to(device)
     train, heldout = (reference_features(encoder, load_data(data, split), runs, device) for split in ("train", "test"))
     features = image_features(encoder, images, device=device)
     distance, index = nearest(features, train)
