@@ -42,20 +42,21 @@ def show_rows(samples: Mapping,             # name of the row -> (N, C, H, W) ui
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/16c_pictures.ipynb #cde6c32d
+# %% ../nbs/16c_pictures.ipynb #c009922c
 def pair_differences(a: Tensor,              # (N, C, H, W) uint8
                      b: Tensor,              # the same of another model, from the same noise
                      labels: Tensor | None = None,  # (N,) classes that both were asked for
                      most: int = 1000,       # the first of them are looked at
-                    ) -> dict:               # paired, paired_sd, unpaired (grey levels), share, recognised, n
+                    ) -> dict:               # paired, paired_sd, unpaired (grey levels), share, recognised, n (pairs; an only one of its class does not count)
     "How far samples of equal noise lie apart, beside samples of unequal noise."
     if a.shape != b.shape or a.dtype != torch.uint8 or b.dtype != torch.uint8: raise ValueError(f"need two (N, C, H, W) uint8 of one shape, got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}")
     if labels is not None and len(labels) != len(a): raise ValueError(f"need a label for each of {len(a)} images, got {len(labels)}")
-    a, b = (x[:most].flatten(1).double() for x in (a, b))
-    comparable = torch.ones(len(a), len(a), dtype=torch.bool) if labels is None else labels[:most, None] == labels[None, :most]
-    if (comparable.sum(1) < 2).any(): raise ValueError("need two images or more of every class: there is nothing to set a pair beside")
+    labels = (torch.zeros(len(a)) if labels is None else labels)[:most]
+    counted = (labels[:, None] == labels).sum(1) > 1  # the only one of its class has nothing to stand beside
+    if not counted.any(): raise ValueError(f"need two images or more of a class: there is nothing to set a pair beside, got {len(labels)} of as many classes")
+    a, b, labels = a[:most][counted].flatten(1).double(), b[:most][counted].flatten(1).double(), labels[counted]
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / a.shape[1] ** 0.5  # (N, N)
-    paired, other = distance.diagonal(), comparable & ~torch.eye(len(a), dtype=torch.bool)
+    paired, other = distance.diagonal(), (labels[:, None] == labels) & ~torch.eye(len(a), dtype=torch.bool)
     unpaired = distance[other].mean().item()
     nearer = (other & (distance < paired[:, None])).sum(1) == 0  # a tie counts as recognised: then they are the same picture
     return dict(paired=paired.mean().item(), paired_sd=paired.std().item(), unpaired=unpaired, share=paired.mean().item() / unpaired if unpaired else float("nan"), recognised=nearer.double().mean().item(), n=len(a))
