@@ -85,7 +85,7 @@ def against_chance(pairs: pd.DataFrame,  # from `pair_frame`
     seeds = f"{len(a)} seeds, no overlap" if len(a) > 1 and not word.startswith("neither") else f"{len(a)} seeds" if len(a) > 1 else "one seed: no conclusion"
     return f"{row}: with equal noise {100 * a.mean():.1f} % as far apart as with unequal noise, {word} one row trained twice ({control}: {100 * b.mean():.1f} %; {seeds})"
 
-# %% ../nbs/16c_pictures.ipynb #d29112c1
+# %% ../nbs/16c_pictures.ipynb #c275a816
 def redrawn(result: dict,  # of `sadm.experiments.run`
             noise: int,    # sample as a run of this seed does
             runs: Path,
@@ -100,7 +100,7 @@ def redrawn(result: dict,  # of `sadm.experiments.run`
         data, device = load_data(settings["data"], "train"), device_of(settings)
         denoiser, seeds = with_guidance(settings, trained_denoiser(settings, runs, device)), sample_seeds(as_if)[:n]
         labels = draw_labels(settings["n_samples"], n_classes(denoiser), "random", seeds[0])[:n] if settings["conditional"] else None
-        images, nfe = sample(denoiser, seeds, data.shape, labels=labels, device=device, sampler=sampler_of(settings), decode=decoder(settings, data, device))
+        images, nfe = sample(denoiser, seeds, data.shape, labels=labels, device=device, sampler=sampler_of(settings, data, device), decode=decoder(settings, data, device))
         write_aside(path, lambda file: np.savez_compressed(file, arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), nfe=nfe))
     return read_samples(path)
 
