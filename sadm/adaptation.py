@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'STRUCTURAL', 'STARTS', 'ROWS', 'LR', 'SADM_SHARE', 'ADAPT_SCALES',
            'NEEDS', 'complete_adaptation', 'fresh_net', 'with_trained', 'source_model', 'adaptation_folder',
-           'prepared_net', 'adapted_net', 'train_adaptation', 'draw_adapted', 'adapt', 'adaptation_settings',
-           'adapt_many', 'adaptation_frame']
+           'prepared_net', 'adapted_net', 'train_adaptation', 'sampled_labels', 'draw_adapted', 'adapt',
+           'adaptation_settings', 'adapt_many', 'adaptation_frame']
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
 import json
@@ -133,15 +133,21 @@ def train_adaptation(settings: dict, runs: Path, wait: bool) -> Path:  # -> its 
     return folder
 
 
-def draw_adapted(settings: dict, runs: Path) -> tuple[torch.Tensor, int]:  # (N, C, H, W) uint8, NFE
+def sampled_labels(settings: dict, noise: int | None = None) -> torch.Tensor:  # (N,)
+    "The classes of a run's samples, equally many of each; `noise` as for `draw_adapted`."
+    return draw_labels(settings["n_samples"], int(load_data(settings["target"], "train").labels.max()) + 1, "balanced", settings["seed"] if noise is None else noise)
+
+
+def draw_adapted(settings: dict, runs: Path,
+                 noise: int | None = None,  # noise and classes as a run of this seed has them; None: the run's own
+                ) -> tuple[torch.Tensor, int]:  # (N, C, H, W) uint8, NFE
     "Samples of a finished run, equally many of each class; equal noise for runs of equal seed. Made once and kept."
-    path = adaptation_folder(settings, runs) / f"samples-{settings['n_samples']}-{settings['sampler_steps']}.npz"
+    noise = settings["seed"] if noise is None else noise
+    path = adaptation_folder(settings, runs) / f"samples-{settings['n_samples']}-{settings['sampler_steps']}{'' if noise == settings['seed'] else f'-noise{noise}'}.npz"
     if not path.exists():
-        target, n = load_data(settings["target"], "train"), settings["n_samples"]
-        device = device_of(settings)
+        n, device = settings["n_samples"], device_of(settings)
         denoiser = Denoiser(adapted_net(settings, runs).to(device).eval(), DDPM())
-        seeds = range(settings["seed"] * n, (settings["seed"] + 1) * n)
-        images, nfe = sample(denoiser, list(seeds), target.shape, labels=draw_labels(n, int(target.labels.max()) + 1, "balanced", settings["seed"]), device=device, sampler=ddim, steps=settings["sampler_steps"], clip=True)
+        images, nfe = sample(denoiser, list(range(noise * n, (noise + 1) * n)), load_data(settings["target"], "train").shape, labels=sampled_labels(settings, noise), device=device, sampler=ddim, steps=settings["sampler_steps"], clip=True)
         write_aside(path, lambda file: np.savez_compressed(file, arr_0=to_uint8(images).permute(0, 2, 3, 1).numpy(), nfe=nfe))
     with np.load(path, allow_pickle=False) as file: return torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2), int(file["nfe"])
 

@@ -136,6 +136,9 @@ SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES}
     "fig5": (["clean", "noised", "ddpm", "sg", "sat", "sat_slow"], "label_correlation"),
     "omega": (["plain", "signal2_1", "sat_slow", "logit"], "fd_independent"),
     "table4": (list(TABLE4_ROWS), "fd_independent"),
+    "fig4": (["DiT cfg 1.5", "DiT-SADM cfg 1.5", "DiT again"], "fd_independent"),
+    "fig9": (["EDM", "SADM data", "EDM again"], "fd_independent"),
+    "fig11": (["no_adaptation", "full", "sadm_full", "difffit", "bitfit", "sadm", "full again", "bitfit again"], "fd_independent"),
     "performance": (["ddpmpp", "adm", "dit", "edm_step", "dit_step"], "seconds")}
 
 
