@@ -262,7 +262,7 @@ class NVAE(nn.Module):
 
 
 class FrozenDecoder(nn.Module):
-    "z (B, *latent_shape) -> images (B, C, H, W) in [-1, 1]: what SADM puts before the image encoder. The gradient goes through; the weights get none, batch norm keeps its stored statistics."
+    "z (B, *latent_shape) -> images (B, C, H, W) in [-1, 1]: what SADM puts before the image encoder. The gradient goes through; the weights get none, batch norm uses its stored statistics and leaves them, also while the VAE trains."
     def __init__(self, vae: NVAE):
         super().__init__()
         self.decoder, self.likelihood = vae.decoder, vae.likelihood
@@ -271,8 +271,11 @@ class FrozenDecoder(nn.Module):
     def train(self, mode: bool = True): return super().train(False)
 
     def forward(self, z):
-        frozen = {name: p.detach() for name, p in self.decoder.named_parameters()}
-        return self.likelihood.mean(torch.func.functional_call(self.decoder, frozen, (z.to(self.decoder.top.dtype),)))
+        frozen, training = {name: p.detach() for name, p in self.decoder.named_parameters()}, [m for m in self.decoder.modules() if m.training]
+        self.decoder.eval()  # it belongs to the VAE too, whose .train() does not ask here
+        try: return self.likelihood.mean(torch.func.functional_call(self.decoder, frozen, (z.to(self.decoder.top.dtype),)))
+        finally:
+            for m in training: m.training = True
 
 # %% ../nbs/10b_nvae.ipynb #1dc7e83a
 class SpectralPenalty(nn.Module):
