@@ -10,8 +10,9 @@ __all__ = ['MARGIN', 'HOLDS', 'FAILS', 'UNDECIDED', 'ONE_SEED', 'NOT_RUN', 'VERD
            'in_words', 'from_pairs', 'settled', 'pairs_of', 'larger_share', 'structural_pairs', 'on_backbone',
            'published_best', 'below_published', 'largest_gain', 'same_calls', 'proved', 'curve_parts', 'rounds',
            'last_round', 'beyond_training', 'mismatch', 'stage', 'misses', 'printed_pairs', 'printed_share',
-           'printed_best', 'printed_range', 'printed_l1', 'printed_gain', 'printed_calls', 'printed_text', 'no_numbers',
-           'Claim', 'claims_frame', 'source_name', 'result_files', 'link', 'html_table', 'claims_html', 'report_html']
+           'printed_best', 'printed_range', 'printed_l1', 'printed_gain', 'printed_calls', 'printed_text', 'by_paper',
+           'no_numbers', 'Claim', 'claims_frame', 'source_name', 'result_files', 'link', 'html_table', 'claims_html',
+           'report_html']
 
 # %% ../nbs/16b_claims.ipynb #c2cfe00d
 import html
@@ -38,7 +39,7 @@ class Lines(NamedTuple):
     "The results of one table or figure."
     frame: pd.DataFrame  # one line per row and seed (and more, as the page has them)
     file: Path           # the CSV
-    scale: str           # smoke, quick, study or full
+    scale: str           # smoke, quick, study or full; proof, paper
 
 
 def table_lines(table: str,                # name of a page of `reproduce/`
@@ -139,15 +140,15 @@ def from_pairs(lines: Lines,
                metrics: Sequence[str] = (),                           # the first decides; empty: `measures_of`
                margin: float = MARGIN) -> Finding:
     "The verdict on pairs of rows. A gain in FID that the independent features do not show is undecided; nothing is concluded from smoke."
-    metrics = list(metrics) or measures_of(lines.frame)
-    if not metrics: return not_run(f"{lines.file.name} holds neither fid nor fd_independent")
+    used = lines.frame[lines.frame["row"].isin({row for pair in pairs for row in pair})]
+    metrics = list(metrics) or measures_of(used) or ["fd_independent"]
+    if lacking := [metric for metric in metrics if metric not in used]: return not_run(f"{lines.file.name} does not hold {', '.join(lacking)}")
     try: tables = {metric: compared(lines.frame, metric, pairs, family, margin) for metric in metrics}
     except ValueError as error: return Finding(NOT_RUN if str(error).startswith("no results") else UNDECIDED, f"{lines.file.name}: {error}", lines=lines)
     verdicts = {metric: combined([claim_verdict(words, asks) for words in table["verdict"]], by) for metric, table in tables.items()}
     words = "; ".join((f"{metric}: " if len(metrics) > 1 else "") + "; ".join(in_words(line) for _, line in table.iterrows()) for metric, table in tables.items())
     verdict, first = verdicts[metrics[0]], tables[metrics[0]].iloc[0]
     if verdict == HOLDS and any(other != HOLDS for other in verdicts.values()): verdict, words = UNDECIDED, f"in {metrics[0]} alone, whose features the discriminator may have learned; {words}"
-    used = lines.frame[lines.frame["row"].isin({row for pair in pairs for row in pair})]
     return settled(Finding(verdict, words, first["effect"], first["effect_low"], first["effect_high"], int(tables[metrics[0]]["n"].min()), lines._replace(frame=used)))
 
 
@@ -294,7 +295,7 @@ def proved(notebook: str,  # path in the repository
         if not path.is_file(): return not_run(f"{notebook} is not here: clone the repository")
         text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown")
         if phrase not in text: raise ValueError(f"{notebook} no longer says {phrase!r}: look at what it says now, and at the verdict {verdict!r} that rests on it")
-        return Finding(verdict, f"{words} (proof and assertions: {notebook})", lines=Lines(pd.DataFrame(), path, "any"))
+        return Finding(verdict, f"{words} (proof and assertions: {notebook})", lines=Lines(pd.DataFrame(), path, "proof"))
     return judge
 
 # %% ../nbs/16b_claims.ipynb #8c402844
@@ -345,7 +346,7 @@ def misses(prepare: Callable = lambda frame: frame) -> Callable:
 def printed_pairs(table: int, pairs: Sequence[tuple], columns: Sequence[str] = (), higher: bool = False, metric: str | None = None) -> Callable:  # of the paper's rows; -> function of the paper's numbers -> words
     "In how many printed pairs the row is better, and by how much per cent."
     def say(paper):
-        values = paper_table(paper, table, metric)
+        values = paper_table(paper, table, metric).drop(columns="average", errors="ignore")
         cells = [100 * (values.loc[row, c] / values.loc[base, c] - 1) for row, base in pairs for c in (columns or values.columns) if values.loc[[row, base], c].notna().all()]
         good = sum((v > 0) if higher else (v < 0) for v in cells)
         span = f"{min(cells):+.1f} %" if len(cells) == 1 else f"{min(cells):+.1f} to {max(cells):+.1f} %"
@@ -363,7 +364,7 @@ def printed_share(paper: pd.DataFrame) -> str:
 def printed_best(tables: dict, metric: str = "fid") -> Callable:  # table: rows of SADM; -> function of the paper's numbers -> words
     "In how many columns the lowest number is SADM's."
     def say(paper):
-        best = [values[c].idxmin() in rows for table, rows in tables.items() for values in [paper_table(paper, table, metric)] for c in values if values.loc[values.index.intersection(rows), c].notna().any()]
+        best = [values[c].idxmin() in rows for table, rows in tables.items() for values in [paper_table(paper, table, metric).drop(columns="average", errors="ignore")] for c in values if values.loc[values.index.intersection(rows), c].notna().any()]
         return f"{HOLDS if all(best) else FAILS}: lowest in {sum(best)} of {len(best)} columns"
     return say
 
@@ -407,6 +408,14 @@ def printed_text(paper: pd.DataFrame) -> str:
     return f"{HOLDS if all(said == printed for *_, said, printed in lines) else FAILS}: " + "; ".join(f"{place}, {data}: {said:.2f}, Table 1 {printed:.2f}" for place, data, said, printed in lines if said != printed)
 
 
+def by_paper(say: Callable) -> Callable:  # -> judge
+    "The judge of a sentence about the paper's own numbers."
+    def judge(read):
+        words = say(pd.read_csv(carried("paper/results.csv")))
+        return Finding(HOLDS if words.startswith(HOLDS) else FAILS, words.split(": ", 1)[1], lines=Lines(pd.DataFrame(), carried("paper/results.csv"), "paper"))
+    return judge
+
+
 def no_numbers(why: str) -> Callable: return lambda paper: f"no numbers: {why}"
 
 # %% ../nbs/16b_claims.ipynb #333ae7da
@@ -443,7 +452,7 @@ CLAIMS = [
     Claim("no_logit", "a real/fake discriminator cannot do what the comparison does", "Sec. 4.2", "reproduce/omega", pairs_of("omega", [("sat_slow", "logit")], prepare=stage("screen")), no_numbers("not compared")),
     Claim("clean_only", "pre-trained networks see no meaningful structure in noisy images", "Sec. 4.1", "reproduce/fig5", pairs_of("fig5", [("noised", "clean")], prepare=mismatch, asks="worse", metrics=["label_mismatch"]), no_numbers("not shown")),
     Claim("sota", "state of the art on CIFAR-10, CelebA, FFHQ and ImageNet", "Abstract, Sec. 5.1, Tables 1 to 3", "reproduce/table1 to table3", below_published(["table1", "table2", "table3"]), printed_best({1: ["DiT-SADM"], 2: ["SADM (data space)", "SADM (latent space)"], 3: ["SADM (data space)", "SADM (latent space)"]})),
-    Claim("sota_numbers", "the FIDs on ImageNet are those that the text names", "Abstract, Sec. 1 and 5.1", "data/paper/text.csv", lambda read: not_run("a matter of the paper alone: see its own numbers"), printed_text),
+    Claim("sota_numbers", "the FIDs on ImageNet are those that the text names", "Abstract, Sec. 1 and 5.1", "data/paper/text.csv", by_paper(printed_text), printed_text),
     Claim("dit", "the method improves DiT considerably", "Sec. 5.1, Table 1", "reproduce/table1", on_backbone("table1", "DiT on ImageNet"), printed_pairs(1, [("DiT-SADM", "DiT-XL/2-G")], ["fid_256", "fid_512"])),
     Claim("mdt", "better than the previous best, MDT", "Sec. 5.1, Table 1", "reproduce/table1", below_published(["table1"], "MDT"), printed_pairs(1, [("DiT-SADM", "MDT-G")], ["fid_256"])),
     Claim("same_cost", "without more inference time or a larger model", "Sec. 5.1, Tables 2 and 3", "reproduce/table5", same_calls, printed_calls),
@@ -491,7 +500,7 @@ def claims_frame(results: Path | str | None = None,  # folder of the committed s
         frame = found.lines.frame if found.lines else pd.DataFrame()
         words = lambda column: " ".join(dict.fromkeys(part for v in frame[column].dropna() for part in str(v).split())) if column in frame else ""
         return dict(claim=claim.id, sentence=claim.sentence, place=claim.place, pages=claim.pages, verdict=found.verdict, evidence=found.evidence, effect=found.effect, low=found.low, high=found.high, seeds=found.seeds,
-                    scale="proof" if found.lines and found.lines.scale == "any" else found.lines.scale if found.lines else "", source=source_name(found.lines.file) if found.lines else "",
+                    scale=found.lines.scale if found.lines else "", source=source_name(found.lines.file) if found.lines else "",
                     runs=words("run"), commit=words("commit"), paper=claim.paper(paper))
     return pd.DataFrame([line(known[name]) for name in only or known])
 
