@@ -154,9 +154,10 @@ def from_pairs(lines: Lines,
 
 def settled(found: Finding) -> Finding:
     "A finding of a few smoke steps is none, and one seed decides nothing."
-    if found.verdict not in (HOLDS, FAILS) or found.lines is None: return found
-    if found.lines.scale == "smoke": return found._replace(verdict=ONE_SEED if found.seeds < 2 else UNDECIDED, evidence=f"smoke, nothing is concluded: {found.evidence}")
-    return found._replace(verdict=ONE_SEED) if found.seeds < 2 else found
+    if found.verdict == NOT_RUN: return found
+    if found.seeds < 2: found = found._replace(verdict=ONE_SEED)
+    elif found.lines.scale == "smoke": found = found._replace(verdict=UNDECIDED)
+    return found._replace(evidence=f"smoke, nothing is concluded: {found.evidence}") if found.lines.scale == "smoke" else found
 
 
 def pairs_of(table: str,                        # name of a page
