@@ -81,7 +81,7 @@ def run_page(page: Path,
         try:
             while process.poll() is None and (timeout is None or time.monotonic() - start < timeout):
                 watch(time.monotonic() - start)
-                time.sleep(0.2)
+                time.sleep(0.5)
             late = process.poll() is None
         finally:
             if process.poll() is None: stop(process)
@@ -123,7 +123,7 @@ def run_all(scale: str,                # smoke, quick or study
                 else:
                     known[name] = dict(status="interrupted", seconds=0, error="", key=None)
                     write_json(book, known)
-                    lines[name] = known[name] = run_page(page, parameters, folder / f"{name}.log", None if timeout is None else 60 * timeout, lambda seconds: bar.set_postfix_str(f"{seconds:.0f} s"))
+                    lines[name] = known[name] = run_page(page, parameters, folder / f"{name}.log", None if timeout is None else 60 * timeout, lambda seconds: bar.set_postfix_str(f"{seconds:.0f} s", refresh=sys.stderr.isatty()))
                     known[name]["key"] = {**key, "results": page_key(page, parameters, results)["results"]}  # a study publishes its own
                     write_json(book, known)
                 bar.update()

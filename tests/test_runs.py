@@ -142,16 +142,35 @@ SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES}
     "performance": (["ddpmpp", "adm", "dit", "edm_step", "dit_step"], "seconds")}
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_smoke_runs_every_stage(name, smoke):
-    "Every other table and figure, in the folder of Table 5's runs: what they share is made once. Rows, numbers, the runs behind them, a figure."
+@pytest.fixture(scope="module")
+def everything(smoke):
+    "`sadm all` in the folder of Table 5's runs (what pages share is made once): folder, its status, seconds."
     runs, *_ = smoke
-    done = subprocess.run([TOOL / "sadm", name, "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
+    start = time.monotonic()
+    done = subprocess.run([TOOL / "sadm", "all", "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
+    return runs, done, time.monotonic() - start
+
+
+def test_sadm_all_reports_every_page_and_claim(everything):
+    runs, done, seconds = everything
+    report = (runs / "report.html").read_text()
     assert done.returncode == 0, done.stdout + done.stderr
+    for name in ["table5", *OTHERS, *(claim.id for claim in CLAIMS)]: assert f"<b>{name}</b>" in report
+    links = re.findall(r'href="([^"]+)"', report)
+    assert len(links) > 100 and not [link for link in links if not (runs / link).exists()]
+    assert seconds < 600 * max(1, os.getloadavg()[0] / os.cpu_count()), "ten minutes on two cores of its own"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_smoke_runs_every_stage(name, everything):
+    "Every other table and figure, as `sadm all` ran it. Rows, numbers, the runs behind them, a figure."
+    runs, *_ = everything
+    said = (runs / "all-smoke" / f"{name}.log").read_text()
+    assert "executed notebook, with figures" in said, said
     rows, measure = SMOKE.get(name, (None, None))
     assert rows, "say above which rows and which measure the new notebook's CSV must hold"
     numbers = pd.read_csv(runs / f"{name}-smoke.csv")
-    assert set(numbers["row"]) == set(rows) and f"{name}-smoke.csv" in done.stdout
+    assert set(numbers["row"]) == set(rows) and f"{name}-smoke.csv" in said
     assert np.isfinite(numbers[measure]).all() and numbers[measure].nunique() > 1, "rows that do not differ"
     if "run" in numbers:
         made = numbers.dropna(subset="run")
