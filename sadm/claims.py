@@ -537,6 +537,9 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:  # 
 def claims_html(claims: pd.DataFrame, runs: Path, folder: Path) -> str:
     "The claims as an HTML table, every source and every result file on this machine linked."
     def interval(line): return "" if math.isnan(line["effect"]) else f"{line['effect']:+.1f} %" + ("" if math.isnan(line["low"]) else f"<br>{line['low']:+.1f} to {line['high']:+.1f}")
+    def place(line):
+        page = root() / f"{line['pages']}.ipynb"
+        return f"{html.escape(line['sentence'])}<br><small>{html.escape(line['place'])}; {link(page, folder, line['pages']) if page.is_file() else html.escape(line['pages'])}</small>"
     def source(line):
         if not line["source"]: return ""
         path = next((p for p in (root() / line["source"], Path(runs) / line["source"]) if p.is_file()), None)
@@ -545,7 +548,7 @@ def claims_html(claims: pd.DataFrame, runs: Path, folder: Path) -> str:
         if files: said.append(f"<details><summary>{len(files)} results</summary>" + "<br>".join(link(p, folder, f"{p.parent.name}/{p.name}") for p in files) + "</details>")
         if gone := len([name for name in line["runs"].split() if not result_files(name, runs)]): said.append(f"<small>{gone} runs made elsewhere, commit {html.escape(line['commit'])}</small>")
         return "<br>".join(said)
-    rows = [[f"<b>{html.escape(line['claim'])}</b>", f"{html.escape(line['sentence'])}<br><small>{html.escape(line['place'])}</small>", f"<b style='color:{COLORS[line['verdict']]}'>{line['verdict']}</b>", html.escape(line["evidence"]),
+    rows = [[f"<b>{html.escape(line['claim'])}</b>", place(line), f"<b style='color:{COLORS[line['verdict']]}'>{line['verdict']}</b>", html.escape(line["evidence"]),
              interval(line), str(line["seeds"] or ""), html.escape(line["scale"]), source(line), html.escape(line["paper"])] for _, line in claims.iterrows()]
     return html_table(["claim", "the paper says", "verdict", "evidence", "effect, 95 % interval", "seeds", "scale", "from", "in the paper's own numbers"], rows)
 

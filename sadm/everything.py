@@ -148,12 +148,13 @@ def pages_html(lines: pd.DataFrame,  # of `run_all`
 
 
 def write_report(lines: pd.DataFrame, scale: str, runs: Path, results: Path | None = None) -> tuple[Path, pd.DataFrame]:  # the page, the claims
-    "Write report.html beside the runs: pages, then claims."
+    "Write report.html beside the runs: pages, then claims. The pages stand there even if the claims cannot be judged."
     runs = Path(runs).resolve()
-    claims = claims_frame(results, runs, scale)
     counts = ", ".join(f"{n} {status}" for status, n in lines["status"].value_counts().items())
     before = f"<p>Scale {scale}, code {code_checksum()}, {time.strftime('%Y-%m-%d %H:%M')}. {counts}.</p>\n<h2>Pages</h2>\n{pages_html(lines, scale, runs)}"
     path = runs / "report.html"
+    path.write_text(before, encoding="utf-8")
+    claims = claims_frame(results, runs, scale)
     path.write_text(report_html(claims, runs, before=before), encoding="utf-8")
     return path, claims
 
@@ -175,7 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:  # exit status: 0, or 1 if a
     except (ValueError, RuntimeError, OSError) as error:
         print(f"sadm all: {error}", file=sys.stderr)
         return 1
-    path, claims = write_report(lines, given.scale, given.runs or root() / "_runs")
+    try: path, claims = write_report(lines, given.scale, given.runs or root() / "_runs")
+    except (ValueError, KeyError, OSError) as error:
+        print(f"sadm all: the claims cannot be judged: {error}; the pages' status is in {given.runs or root() / '_runs'}/report.html", file=sys.stderr)
+        return 1
     print(claims[["claim", "verdict", "seeds", "scale"]].to_string(index=False))
     print(f"\n{', '.join(f'{n} {status}' for status, n in lines['status'].value_counts().items())}; report: {path}")
     return int((lines["status"] == "failed").any())
