@@ -148,6 +148,11 @@ def test_a_gain_in_fid_alone_is_undecided(tmp_path):
     assert verdict(tmp_path, "sg", "table5-full", fid.assign(fid=table5(1.2, 1.)["fd_independent"], fd_independent=table5(0.8, 0.6)["fd_independent"]))["verdict"] == FAILS, "FID is the paper's measure"
 
 
+def test_a_mean_below_a_published_number_is_not_enough(tmp_path):
+    near = verdict(tmp_path, "sota", "table2-full", pair(0.8, "cifar10"))  # 1.76 or so, with an interval that holds 1.77
+    assert near["verdict"] == UNDECIDED, near["evidence"]
+
+
 def test_pairs_that_differ_in_more_than_the_method_are_none():
     frame = full(("base", 1., PLAIN, "cifar10", {}), ("sadm", 1., SADM, "cifar10", dict(omega=3., encoder="vit_b_16")), ("other", 1., SADM, "cifar10", dict(lr=1e-3)), ("sg", 1., [["sg", 2]], "cifar10", {}))
     assert structural_pairs(frame) == [("sadm", "base")]
