@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from sadm.adaptation import ROWS as TABLE4_ROWS
+from sadm.claims import CLAIMS
 from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
 from sadm.data import load_data
 from sadm.lsgm_study import LSGM_ROWS
@@ -139,19 +140,40 @@ SMOKE = {name: (table_rows(name, "smoke"), "fd_independent") for name in TABLES}
     "fig4": (["DiT cfg 1.5", "DiT-SADM cfg 1.5", "DiT again"], "fd_independent"),
     "fig9": (["EDM", "SADM data", "EDM again"], "fd_independent"),
     "fig11": (["no_adaptation", "full", "sadm_full", "difffit", "bitfit", "sadm", "full again", "bitfit again"], "fd_independent"),
+    "table6": (list(pd.read_csv(ROOT / "data/paper/table6.csv")["setting"]), "equal"),
+    "claims": ([claim.id for claim in CLAIMS], "seeds"),
     "performance": (["ddpmpp", "adm", "dit", "edm_step", "dit_step"], "seconds")}
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_smoke_runs_every_stage(name, smoke):
-    "Every other table and figure, in the folder of Table 5's runs: what they share is made once. Rows, numbers, the runs behind them, a figure."
+@pytest.fixture(scope="module")
+def everything(smoke):
+    "`sadm all` in the folder of Table 5's runs (what pages share is made once): folder, its status, seconds."
     runs, *_ = smoke
-    done = subprocess.run([TOOL / "sadm", name, "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
+    start = time.monotonic()
+    done = subprocess.run([TOOL / "sadm", "all", "--scale", "smoke", "--runs", str(runs)], cwd=runs, capture_output=True, text=True)
+    return runs, done, time.monotonic() - start
+
+
+def test_sadm_all_reports_every_page_and_claim(everything):
+    runs, done, seconds = everything
+    report = (runs / "report.html").read_text()
     assert done.returncode == 0, done.stdout + done.stderr
+    for name in ["table5", *OTHERS, *(claim.id for claim in CLAIMS)]: assert f"<b>{name}</b>" in report
+    links = re.findall(r'href="([^"]+)"', report)
+    assert len(links) > 100 and not [link for link in links if not (runs / link).exists()]
+    assert seconds < 600 * max(1, os.getloadavg()[0] / os.cpu_count()), "ten minutes on two cores of its own"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_smoke_runs_every_stage(name, everything):
+    "Every other table and figure, as `sadm all` ran it. Rows, numbers, the runs behind them, a figure."
+    runs, *_ = everything
+    said = (runs / "all-smoke" / f"{name}.log").read_text()
+    assert "executed notebook, with figures" in said, said
     rows, measure = SMOKE.get(name, (None, None))
     assert rows, "say above which rows and which measure the new notebook's CSV must hold"
     numbers = pd.read_csv(runs / f"{name}-smoke.csv")
-    assert set(numbers["row"]) == set(rows) and f"{name}-smoke.csv" in done.stdout
+    assert set(numbers["row"]) == set(rows) and f"{name}-smoke.csv" in said
     assert np.isfinite(numbers[measure]).all() and numbers[measure].nunique() > 1, "rows that do not differ"
     if "run" in numbers:
         made = numbers.dropna(subset="run")
@@ -161,7 +183,7 @@ def test_smoke_runs_every_stage(name, smoke):
     assert any("image/png" in output.get("data", {}) for cell in executed["cells"] for output in cell.get("outputs", [])), "no figure"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "table6"])  # which runs nothing: the same page at every scale
 def test_full_scale_refuses_and_says_why(name, tmp_path):
     done = subprocess.run([TOOL / "sadm", name, "--scale", "full", "--runs", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode and re.search("cannot run at scale full|is not there yet|no full scale", done.stderr), done.stderr

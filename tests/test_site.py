@@ -18,7 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p.relative_to(ROOT) for d in ("nbs", "reproduce") for p in (ROOT / d).glob("*.ipynb"))
-TEXTS = [Path("paper.md"), Path("equations.md"), *sorted(p.relative_to(ROOT) for p in (ROOT / "howto").glob("*.md"))]
+TEXTS = [Path("paper.md"), Path("equations.md"), Path("inconsistencies.md"), *sorted(p.relative_to(ROOT) for p in (ROOT / "howto").glob("*.md"))]
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.S | re.M)
 
 
@@ -26,7 +26,7 @@ CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.S | re.M)
 def pages(tmp_path_factory):
     "nbdev's pages, from a copy: what Quarto is given."
     copy = tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "settings.ini", "_quarto.yml", "paper.md", "equations.md"): shutil.copy2(ROOT / name, copy)
+    for name in ("pyproject.toml", "settings.ini", "_quarto.yml", "paper.md", "equations.md", "inconsistencies.md"): shutil.copy2(ROOT / name, copy)
     for name in ("nbs", "reproduce", "sadm", "howto", "figures"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", "from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, force=True)"], cwd=copy, env=env, text=True, capture_output=True)
