@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sadm.adaptation import ROWS as TABLE4_ROWS
+from sadm.adaptation import ROWS as TABLE4_ROWS, adapt, draw_adapted
 from sadm.claims import CLAIMS
 from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
 from sadm.data import load_data
@@ -232,6 +232,12 @@ def test_a_run_on_latents_decodes_for_the_structural_term_and_for_its_samples(tm
     assert samples_of(guided).shape == (8, 3, 32, 32) and guided["reference"] == "coloured-test" and guided["fd_discriminator"] > 0
     weights = [trained_denoiser(r["settings"], tmp_path / "runs").net.state_dict() for r in (guided, plain)]
     assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(*map(dict.values, weights))), "the structural term moved nothing"
+
+
+    adapted = adapt({"start": "random", "target": "coloured_latents", "vae": str(tmp_path / "vae"), "network_kwargs": dict(patch_size=2, hidden_size=32, depth=1, num_heads=2), "phases": [["sg", 2], ["sat", 1]], "encoder_steps": 3, "classifier_steps": 3,
+                     "batch_size": 8, "accumulate": 2, "warmup": 0, "n_samples": 10, "n_reference": 32, "sampler": "ancestral", "sampler_steps": "3", "guidance": 1.5, "independent_encoder": "small_cnn"}, tmp_path / "runs")
+    images, nfe = draw_adapted(adapted["settings"], tmp_path / "runs")
+    assert images.shape == (10, 3, 32, 32) and nfe == 3 and adapted["fd_classifier"] > 0
 
 
 def test_code_that_continues_a_run_is_recorded(tmp_path):
