@@ -664,7 +664,7 @@ SCALES = {  # differences from DEFAULTS
 }
 
 # Tables 1 to 3: rows of the paper whose backbone is here. `paper`: its row there; `full`: column -> entry of FULL; `small`: what stands for its backbone at the other scales (the defaults: EDM's)
-SMALL_DIT = dict(process="ddpm", network="dit", network_kwargs=dict(patch_size=2, hidden_size=96, depth=4, num_heads=4, num_classes=10), lr=1e-3, sampler="ancestral", sampler_steps="50")
+SMALL_DIT = dict(process="ddpm", network="dit", network_kwargs=dict(patch_size=2, hidden_size=96, depth=4, num_heads=4, num_classes=10), lr=1e-3, sampler="ancestral", sampler_steps="25", n_samples=500)
 SMALL_CLASSES = dict(conditional=True, network_kwargs={**DEFAULTS["network_kwargs"], "label_dim": 10})
 GUIDANCE = (1., 1.25, 1.5, 2.)  # the paper's is not stated; 1: none. DiT's published tables have 1.25 and 1.5
 DIT = dict(conditional=True, full={"imagenet256": "imagenet_dit", "imagenet512": "imagenet512_dit"}, small=SMALL_DIT)
@@ -717,7 +717,7 @@ FULL_DEFAULTS = dict(network_kwargs={}, encoder="inception_v3", independent_enco
 LIKELIHOOD = dict(full=dict(nll_images=10_000), smoke=dict(nll_images=2, nll_tol=1e-2, nll_terms=10), quick=dict(nll_images=50, nll_tol=1e-3, nll_terms=100), study=dict(nll_images=200, nll_tol=1e-3, nll_terms=200))
 # steps, batch_size: of the two parts, by scale (of full: FULL); pieces: into how many phases, each measured, the parts are cut; columns: the data sets of full scale
 TABLES = {  # measure: further differences of a scale
-    "table1": dict(rows=TABLE1, full_rows=TABLE1_FULL, steps=dict(smoke=(2, 2), quick=(1500, 500), study=(1500, 500)), batch_size=32, pieces=(1, 1), columns=("imagenet256", "imagenet512")),
+    "table1": dict(rows=TABLE1, full_rows=TABLE1_FULL, steps=dict(smoke=(2, 2), quick=(900, 300), study=(900, 300)), batch_size=32, pieces=(1, 1), columns=("imagenet256", "imagenet512")),
     "table2": dict(rows=TABLE2, full_rows=TABLE2 | FROM_EDM, steps=dict(smoke=(2, 2), quick=(600, 200), study=(600, 200)), batch_size=64, pieces=(1, 1), columns=("cifar10",), measure=LIKELIHOOD),
     "table3": dict(rows=TABLE3, full_rows=TABLE3 | FROM_EDM, steps=dict(smoke=(2, 2), quick=(600, 200), study=(600, 200)), batch_size=64, pieces=(1, 1), columns=("celeba", "ffhq")),
     "table5": dict(rows=TABLE5, steps=dict(smoke=(4, 2), quick=(600, 200), study=(600, 200)), batch_size=64, pieces=(1, 1), columns=("cifar10", "celeba", "imagenet")),
@@ -760,7 +760,7 @@ def row_settings(table: str,                # of TABLES
         base |= dict(steps=base["short"], init=base["published"])
     phases = [[name, n // pieces] for name, n, pieces in zip(chosen["phases"], base["steps"], described["pieces"]) for _ in range(pieces)]
     settings = {**base, **{key: value for key, value in chosen.items() if key != "init"}, "phases": phases, "seed": seed}
-    if scale == "smoke" and settings.get("sampler") in ("ancestral", "ddim"): settings["sampler_steps"] = "3"
+    if scale == "smoke" and settings.get("sampler") in ("ancestral", "ddim"): settings |= dict(sampler_steps="3", n_samples=SCALES["smoke"]["n_samples"])
     if "encoder_lr_ratio" in settings: settings["encoder_lr"] = round(settings["encoder_lr_ratio"] * settings.get("lr", DEFAULTS["lr"]), 12)
     return {key: value for key, value in settings.items() if key not in ("steps", "short", "published", "needs", "encoder_lr_ratio", "full", "small", "paper")}
 
