@@ -775,8 +775,9 @@ def lacking(full: dict,          # of FULL
            ) -> list[str]:
     "What a row of FULL needs and has not: parts of the kit, and its data where they are not prepared."
     lacks = [full["needs"]] if "needs" in full else []
-    try: load_data(full["data"], "train")
-    except FileNotFoundError as error: lacks.append(f"the data set {full['data']}: {str(error).split(': ')[-1]}")
+    for name in dict.fromkeys([pictures(full), full["data"]]):  # latents are made of images
+        try: load_data(name, "train")
+        except FileNotFoundError as error: lacks.append(f"the data set {name}: {str(error).split(': ')[-1]}")
     for name in ([full["published"]] if init else []) + ([full["classifier"]] if "classifier" in full else []):
         try: published_file(name)
         except FileNotFoundError as error: lacks.append(str(error))
@@ -788,9 +789,10 @@ def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> li
     known = table_rows(table, scale)
     columns = TABLES[table]["columns"] if scale == "full" else ("fashion16",)
     cells = [(column, row, seed) for column in columns for seed in seeds for row in rows if scale != "full" or full_key(known[row], column)]
+    everything = dict.fromkeys(part for column, row, _ in cells if scale == "full" for part in lacking(FULL[full_key(known[row], column)], known[row].get("init", False)))
     def settings(column, row, seed):
         lacks = lacking(FULL[full_key(known[row], column)], known[row].get("init", False)) if scale == "full" else []
-        where, missing = f"{table}, row {row}, {column}, cannot run at scale {scale}", "; ".join(lacks)
+        where, missing = f"{table}, row {row}, {column}, cannot run at scale {scale}", "; ".join(lacks) + (f". Of all the rows and columns asked for: {'; '.join(rest)}" if (rest := [part for part in everything if part not in lacks]) else "")
         try: done = complete(row_settings(table, row, scale, seed, column))
         except ValueError as error: raise ValueError(f"{where}: {error}" + (f"; also missing: {missing}" if missing else "")) from None
         if missing: raise ValueError(f"{where}, missing: {missing}")

@@ -145,6 +145,7 @@ def add_arguments(command) -> None:  # an argparse parser
 def latents_command(given) -> int:  # parsed arguments; -> exit status
     "`sadm latents`: encode a data set."
     try:
+        load_data(given.names[0], given.split)  # before the autoencoder is fetched
         folder = encode(given.names[0], given.split, load_vae(given.vae), given.vae, given.flips, given.batch_size, given.device)
         manifest = json.loads((folder / "manifest.json").read_text())
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
