@@ -161,7 +161,7 @@ def test_sadm_all_reports_every_page_and_claim(everything):
     for name in ["table5", *OTHERS, *(claim.id for claim in CLAIMS)]: assert f"<b>{name}</b>" in report
     links = re.findall(r'href="([^"]+)"', report)
     assert len(links) > 100 and not [link for link in links if not (runs / link).exists()]
-    assert seconds < 600 * max(1, os.getloadavg()[0] / os.cpu_count()), "ten minutes on two cores of its own"
+    assert seconds < 1200 * max(1, os.getloadavg()[0] / os.cpu_count()), "ten minutes on two quiet cores, and as much again for whatever else a machine does"
 
 
 @pytest.mark.parametrize("name", OTHERS)
