@@ -11,7 +11,6 @@ __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'EXECUTION', 'STRUCTUR
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -22,18 +21,16 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .checkpoints import write_json
-from .data import DATASETS, FINE_TUNING, LatentData, load_data
+from .data import DATASETS, FINE_TUNING, load_data
 from .diffusion import DDPM, Denoiser
 from .discriminator import StructuralLoss
 from .dit import DiT
-from .experiments import (ENCODERS, SAMPLERS, cached_encoder, decoder, device_of, distances, environment, lacking, pictures, published_file, published_metrics, read_samples, record_environment, sampler_of,
-                              settings_hash, with_defaults, with_guidance, worker_pool, workers_for)
+from .experiments import (ENCODERS, SAMPLERS, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, sampler_of,
+                              settings_hash, shards_to_file, with_defaults, with_guidance, worker_pool, workers_for)
 from .features import EXTRACTORS
 from .finetuning import METHODS, STARTING_POINTS, TABLE4, finetuned, load_trainable, starting_point, trainable_count
-from .latent_structure import LatentDecoder, latent_structure
-from .latents import SD_VAE, load_vae
 from .loop import held
-from .samplers import draw_labels, generate, join_shards, write_aside
+from .samplers import draw_labels, generate
 from .training import PHASES, train
 
 # %% ../nbs/15c_adaptation.ipynb #419acd3f
@@ -87,7 +84,7 @@ def source_model(settings: dict,  # complete
                  runs: Path,
                  wait: bool = True) -> tuple[DiT, Path | None]:  # with the averaged weights; its folder, None for a published one
     "The model that fine-tuning starts from: a published one, or one trained the first time and read back afterwards."
-    if settings["source"] in STARTING_POINTS: return starting_point(settings["source"], published_file(STARTING_POINTS[settings["source"]].file)[0].parent), None
+    if settings["source"] in STARTING_POINTS: return starting_point(settings["source"], published_file(STARTING_POINTS[settings["source"]].file).parent), None
     data, known = load_data(settings["source"], "train"), {key: settings[key] for key in SOURCE_KEYS}
     folder = Path(runs) / f"{settings['source']}-source{settings['source_steps']}-{settings_hash(known, data_checksum=data.checksum)}"
     net = fresh_net(settings, data, 0)
@@ -105,7 +102,7 @@ def source_model(settings: dict,  # complete
 # %% ../nbs/15c_adaptation.ipynb #87295f6a
 def adaptation_folder(settings: dict, runs: Path) -> Path:  # complete
     "Where a run lives: a readable label and a hash of everything that determines its weights."
-    content = lambda name: published_file(STARTING_POINTS[name].file)[1] if name in STARTING_POINTS else load_data(name, "train").checksum
+    content = lambda name: published_checksum(STARTING_POINTS[name].file) if name in STARTING_POINTS else load_data(name, "train").checksum
     checksums = {key: content(settings[key]) for key in ("source", "target") if settings[key] is not None}
     label = "-".join([settings["target"], "scratch" if settings["start"] == "random" else settings["method"], *(f"{name}{steps}" for name, steps in settings["phases"]), f"seed{settings['seed']}"])
     return Path(runs) / f"{label}-{settings_hash({key: value for key, value in settings.items() if key not in AFTERWARDS + EXECUTION}, **checksums)}"
@@ -133,8 +130,7 @@ def structural_term(settings: dict, target, runs: Path) -> StructuralLoss | None
     if settings["omega"] is None: return None
     labelled = settings["source"] if settings["source"] in DATASETS else pictures(dict(data=settings["target"]))  # whose labels a small encoder learns
     encoder = cached_encoder(settings["encoder"], labelled, settings["encoder_steps"], runs)
-    if isinstance(target, LatentData): return latent_structure("decoded", encoder, LatentDecoder(load_vae(settings["vae"] or SD_VAE), target.scale), omega=settings["omega"])
-    return StructuralLoss(encoder, omega=settings["omega"])
+    return pair_loss(encoder, target, settings["vae"], omega=settings["omega"])
 
 
 def train_adaptation(settings: dict, runs: Path, wait: bool) -> Path:  # -> its folder
@@ -175,10 +171,7 @@ def adapted_samples(settings: dict, runs: Path, noise: int | None = None) -> Pat
         target, device, n = load_data(settings["target"], "train"), device_of(settings), settings["n_samples"]
         denoiser = with_guidance(how, Denoiser(adapted_net(settings, runs).to(device).eval(), DDPM()))
         generate(denoiser, path.with_suffix(""), target.shape, n, sampler_of(how, target, device), sampled_labels(settings, noise), noise * n, device=device, decode=decoder(how, target, device))
-        joined = join_shards(path.with_suffix(""))
-        write_aside(path, lambda file: np.savez_compressed(file, arr_0=joined["arr_0"], arr_1=joined["labels"], nfe=joined["nfe"].max()))
-        shutil.rmtree(path.with_suffix(""))
-    return path
+    return shards_to_file(path)
 
 
 def adapt(settings: dict,        # differences from ADAPT_DEFAULTS

@@ -129,7 +129,11 @@ def run_all(scale: str,                # smoke, quick or study
                 bar.update()
                 tqdm.write(f"{name}: {lines[name]['status']}, {lines[name]['seconds']:.0f} s{', ' + lines[name]['error'] if lines[name]['error'] else ''}")
     finally: lock.release()
-    return pd.DataFrame([dict(name=name, **{key: lines.get(name, {"status": "not asked for", **({"seconds": known[name]["seconds"], "error": ": ".join(filter(None, [f"last time {known[name]['status']}", known[name]["error"]]))} if name in known else {"seconds": 0, "error": ""})})[key] for key in ("status", "seconds", "error")}) for name in every])
+    def line(name):
+        if name in lines: return {key: lines[name][key] for key in ("status", "seconds", "error")}
+        if name not in known: return dict(status="not asked for", seconds=0, error="")
+        return dict(status="not asked for", seconds=known[name]["seconds"], error=": ".join(filter(None, [f"last time {known[name]['status']}", known[name]["error"]])))
+    return pd.DataFrame([dict(name=name, **line(name)) for name in every])
 
 # %% ../nbs/17c_everything.ipynb #f9014675
 def pages_html(lines: pd.DataFrame,  # of `run_all`

@@ -10,16 +10,17 @@ __all__ = ['PROCESSES', 'NETWORKS', 'SAMPLERS', 'STRUCTURES', 'TIME_WEIGHTS', 'T
            'TABLE2', 'FROM_EDM', 'TABLE3', 'SEEDS', 'HO', 'CHAIN', 'FACES', 'KARRAS', 'KARRAS_64', 'PEEBLES', 'FULL',
            'FULL_DEFAULTS', 'LIKELIHOOD', 'TABLES', 'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0',
            'B16', 'OMEGA', 'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'with_defaults', 'device_of', 'complete',
-           'settings_hash', 'checksum_of', 'published_file', 'run_folder', 'result_path', 'environment',
-           'record_environment', 'cached_encoder', 'reference_features', 'pictures', 'build', 'stages',
-           'sampler_options', 'sampler_of', 'with_guidance', 'periodic', 'rank', 'train_run', 'sample_seeds',
-           'load_averages', 'trained_denoiser', 'decoder', 'samples_path', 'draw_shards', 'drawn_samples',
-           'read_samples', 'heldout_loss', 'likelihood', 'published_metrics', 'evaluate', 'distances', 'launch',
-           'process_count', 'run', 'run_chain', 'steps_done', 'environment_variables', 'workers_for', 'worker_pool',
-           'run_many', 'push', 'step_seconds', 'table_rows', 'full_key', 'row_settings', 'prefixes', 'lacking',
-           'table_cells', 'resolve_scale', 'Request', 'check_request', 'in_parts', 'baseline', 'omega_settings',
-           'omega_cells', 'results_frame', 'write_csv', 'publish', 'run_table', 'other_code', 'training_seconds',
-           'samples_of', 'training_log', 'push_frame', 'continue_study', 'parser', 'main']
+           'settings_hash', 'checksum_of', 'published_file', 'published_checksum', 'run_folder', 'result_path',
+           'environment', 'record_environment', 'cached_encoder', 'reference_features', 'pictures', 'pair_loss',
+           'build', 'stages', 'sampler_options', 'sampler_of', 'with_guidance', 'against_training', 'periodic', 'rank',
+           'train_run', 'sample_seeds', 'load_averages', 'trained_denoiser', 'decoder', 'samples_path', 'draw_shards',
+           'shards_to_file', 'drawn_samples', 'read_samples', 'heldout_loss', 'likelihood', 'published_metrics',
+           'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain', 'steps_done',
+           'environment_variables', 'workers_for', 'worker_pool', 'run_many', 'push', 'step_seconds', 'table_rows',
+           'full_key', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request',
+           'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'write_csv',
+           'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log', 'push_frame',
+           'continue_study', 'parser', 'main']
 
 # %% ../nbs/15_experiments.ipynb #01a91e12
 import argparse
@@ -43,6 +44,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
@@ -53,9 +55,9 @@ from .diffusion import DDPM, EDM, LVP, Denoiser, to_float, to_uint8
 from .dit import DiT
 from .discriminator import FeatureLoss, LogitLoss, StructuralLoss, constant_weight, gradient_norms, low_noise_weight, moment_weight, signal_weight
 from .encoders import Encoder, accuracy, efficientnet_lite0, inception_v3, pixels, resnet18, small_cnn, small_vit, train_classifier, vit_b_16
-from .evaluate import evaluate_samples
 from .features import EXTRACTORS, extractor, from_encoder
 from .joint import relation_variance
+from .finetuning import STARTING_POINTS
 from .latent_structure import LatentDecoder, SubsetLoss, latent_structure
 from .latents import SD_VAE, decode, load_vae
 from .likelihood import bits_per_dim_ode, bits_per_dim_vlb
@@ -172,14 +174,20 @@ def checksum_of(path: Path, size: int, mtime: int) -> str: return file_checksum(
 PUBLISHED_WEIGHTS = {  # file -> where it is published
     **{f"edm-{name}.pkl": f"https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-{name}.pkl" for name in ("cifar10-32x32-uncond-vp", "cifar10-32x32-cond-vp", "ffhq-64x64-uncond-vp")},
     "256x256_classifier.pt": "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_classifier.pt",
-    **{f"DiT-XL-2-{side}x{side}.pt": f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{side}x{side}.pt" for side in (256, 512)}}
+    **{point.file: point.url for point in STARTING_POINTS.values()}}
 
 
-def published_file(name: str) -> tuple[Path, str]:  # of PUBLISHED_WEIGHTS, or a path; -> path, SHA-256
+def published_file(name: str) -> Path:  # of PUBLISHED_WEIGHTS, or a path
     "A weights file, in torch's folder; FileNotFoundError says where to get it."
     path = Path(name) if Path(name).is_absolute() else Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file(): raise FileNotFoundError(f"no weights at {path}" + (f": download {PUBLISHED_WEIGHTS[name]} and put it there" if name in PUBLISHED_WEIGHTS else f"; it must be one of {', '.join(PUBLISHED_WEIGHTS)}, or the full path of a file"))
-    return path, checksum_of(path, path.stat().st_size, path.stat().st_mtime_ns)
+    return path
+
+
+def published_checksum(name: str) -> str:  # as for `published_file`
+    "Its SHA-256, read once."
+    path = published_file(name)
+    return checksum_of(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 def run_folder(settings: dict,  # complete
@@ -190,7 +198,7 @@ def run_folder(settings: dict,  # complete
     after = MEASURE_KEYS + EXECUTION_KEYS + (ENCODER_KEYS if plain else ())
     kind = f"{settings['structure']}-" if settings["structure"] in ("features", "logit") else ""
     label = f"{settings['data']}-{kind}{'-'.join(f'{name}{steps}' for name, steps in settings['phases'])}-seed{settings['seed']}"
-    init = published_file(settings["init"])[1] if settings["init"] else None
+    init = published_checksum(settings["init"]) if settings["init"] else None
     return Path(runs) / f"{label}-{settings_hash({key: value for key, value in settings.items() if key not in after}, data_checksum=data.checksum, init_checksum=init)}"
 
 
@@ -248,12 +256,22 @@ def pictures(settings: dict) -> str:
     return settings["data"].removesuffix("_latents")
 
 
+def pair_loss(encoder: Encoder, data: ImageData,
+              vae: str | None = None,      # of latents; None: Stable Diffusion's
+              subset: int | None = None,   # images of a batch that are related; None: all
+              **terms,                     # of StructuralLoss
+             ) -> StructuralLoss:
+    "Eq. 6 for a data set's images, or for its latents, decoded."
+    if isinstance(data, LatentData): return latent_structure("decoded", encoder, LatentDecoder(load_vae(vae or SD_VAE), data.scale), subset=subset, **terms)
+    return SubsetLoss(encoder, subset, **terms) if subset else StructuralLoss(encoder, **terms)
+
+
 def build(settings: dict, data: ImageData, runs: Path):  # -> network, process, StructuralLoss or None
     "What a run trains, from its settings; the network's initialisation depends on the seed alone."
     torch.manual_seed(settings["seed"])
     net = NETWORKS[settings["network"]](data.shape[-1], data.shape[0], **settings["network_kwargs"])
     process = PROCESSES[settings["process"]]()
-    if settings["init"]: load_weights(net, published_file(settings["init"])[0])
+    if settings["init"]: load_weights(net, published_file(settings["init"]))
     if all(name == "plain" for name, _ in settings["phases"]): return net, process, None
     encoder = cached_encoder(settings["encoder"], pictures(settings), settings["encoder_steps"], runs)
     weight = TIME_WEIGHTS[settings["time_weight"]]
@@ -262,8 +280,7 @@ def build(settings: dict, data: ImageData, runs: Path):  # -> network, process, 
         v = relation_variance(to_float(data.images[:2000]), sigmas, settings["relation"], encoder, generator=torch.Generator().manual_seed(0))
         weight = partial(moment_weight, sigmas=sigmas, variance=v)
     terms = dict(relation=settings["relation"], distance=settings["distance"], omega=settings["omega"], time_weight=weight)
-    if isinstance(data, LatentData): return net, process, latent_structure("decoded", encoder, LatentDecoder(load_vae(settings["vae"] or SD_VAE), data.scale), subset=settings["subset"], **terms)
-    if settings["subset"]: return net, process, SubsetLoss(encoder, settings["subset"], **terms)
+    if settings["structure"] == "pairs": return net, process, pair_loss(encoder, data, settings["vae"], settings["subset"], **terms)
     return net, process, STRUCTURES[settings["structure"]](encoder, **terms)
 
 # %% ../nbs/15_experiments.ipynb #c52279b2
@@ -283,7 +300,7 @@ def sampler_of(settings: dict, data: ImageData, device: str = "cpu"):  # -> samp
     options = sampler_options(settings)
     if settings["classifier"]:
         classifier = PUBLISHED[f"adm-imagenet-{data.shape[-1]}x{data.shape[-1]}-classifier"]()
-        load_weights(classifier, published_file(settings["classifier"])[0])
+        load_weights(classifier, published_file(settings["classifier"]))
         options["cond_fn"] = partial(classifier_gradient, classifier.to(device).eval(), scale=settings["guidance"])
     return partial(SAMPLERS[settings["sampler"] or "heun"], **({"sigmas": karras_sigmas(**options)} if "n_steps" in options else options))
 
@@ -294,6 +311,12 @@ def with_guidance(settings: dict, denoiser: Denoiser) -> Denoiser:
     return ClassifierFreeGuidance(denoiser, settings["guidance"], channels=3 if settings["data"].endswith("_latents") else None)
 
 
+def against_training(samples, networks: list, settings: dict, runs: Path, device: str, **more) -> list[dict]:  # a file or a tensor; Extractors -> a line of numbers for each
+    "`sadm.evaluate.evaluate_samples` against a run's training images."
+    from sadm.evaluate import evaluate_samples  # takes two seconds, for which no run of another scale should wait
+    return evaluate_samples(samples, pictures(settings), networks, "train", cache=Path(runs) / "references", device=device, **more)["results"]
+
+
 def periodic(settings: dict, data: ImageData, folder: Path, runs: Path):  # -> function of (averaged denoiser, steps done)
     "For `train`'s `measure`: 64 samples to look at (samples-<steps>.png), and the distances of `n_samples`; where FID is measured, that of 5,000."
     def measure(denoiser: Denoiser, n: int) -> dict:
@@ -301,7 +324,7 @@ def periodic(settings: dict, data: ImageData, folder: Path, runs: Path):  # -> f
         labels = draw_labels(settings["n_samples"], n_classes(denoiser), "random", sample_seeds(settings)[0])[:count] if settings["conditional"] else None
         images, _ = sample(with_guidance(settings, denoiser), sample_seeds(settings)[:count], data.shape, labels=labels, device=device, sampler=sampler_of(settings, data, device), decode=decoder(settings, data, device))
         save_image(images[:64].clamp(-1, 1) / 2 + 0.5, folder / f"samples-{n}.png", nrow=8)
-        if settings["fid"]: return {f"fid_{count}": evaluate_samples(to_uint8(images), pictures(settings), [extractor("inception", device=device)], "train", keep=0, cache=Path(runs) / "references", device=device)["results"][0]["frechet"]}
+        if settings["fid"]: return {f"fid_{count}": against_training(to_uint8(images), [extractor("inception", device=device)], settings, runs, device, keep=0)[0]["frechet"]}
         return {key: value for key, value in distances(settings, to_uint8(images), runs, device).items() if key.startswith("fd_") and isinstance(value, float)}
     return measure
 
@@ -371,15 +394,19 @@ def draw_shards(settings: dict, data: ImageData, runs: Path, device: str, rank: 
     return path
 
 
-def drawn_samples(settings: dict, data: ImageData, runs: Path, device: str) -> Path:
-    "The file with a run's samples, guided-diffusion's layout: arr_0 (N, H, W, C) uint8, arr_1 (N,) labels of a conditional run, and nfe. Made once and kept."
-    path = draw_shards(settings, data, runs, device)
+def shards_to_file(path: Path) -> Path:  # -> the same path
+    "What `generate` drew into the folder beside it becomes one file in guided-diffusion's layout: arr_0 (N, H, W, C) uint8, arr_1 (N,) labels where there are any, and nfe."
     if not path.exists():
         joined = join_shards(path.with_suffix(""))
         arrays = dict(arr_0=joined["arr_0"], nfe=joined["nfe"].max(), **({"arr_1": joined["labels"]} if "labels" in joined else {}))
         write_aside(path, lambda file: np.savez_compressed(file, **arrays))
         shutil.rmtree(path.with_suffix(""))
     return path
+
+
+def drawn_samples(settings: dict, data: ImageData, runs: Path, device: str) -> Path:
+    "The file with a run's samples, made once and kept."
+    return shards_to_file(draw_shards(settings, data, runs, device))
 
 
 def read_samples(path: Path) -> torch.Tensor:  # -> (N, C, H, W) uint8
@@ -416,7 +443,7 @@ def published_metrics(settings: dict, samples: Path, runs: Path, device: str = "
     encoder = cached_encoder(settings["encoder"], pictures(settings), settings["encoder_steps"], runs)
     networks = dict(fid=extractor("inception", device=device), fd_independent=extractor(settings["independent_encoder"], device=device), fd_discriminator=from_encoder(encoder, settings["encoder"]).to(device))
     seeds, labels = sample_seeds(settings), "drawn at random" if settings["conditional"] else "unconditional"
-    lines = evaluate_samples(samples, pictures(settings), list(networks.values()), "train", seeds=f"{seeds[0]}-{seeds[-1]}", labels=labels, cache=Path(runs) / "references", device=device)["results"]
+    lines = against_training(samples, list(networks.values()), settings, runs, device, seeds=f"{seeds[0]}-{seeds[-1]}", labels=labels)
     result = {}
     for name, line in zip(networks, lines): result |= {name: line["frechet"], f"{name}_weights": line["weights_sha256"][:12]}
     return result | {name: lines[0].get(key) for name, key in dict(sfid="spatial_frechet", inception_score="inception_score", precision="precision_adm", recall="recall_adm", kid="kid").items()}
@@ -690,7 +717,7 @@ TABLE3 = {
 SEEDS = {"smoke": (0,), "quick": (0,), "study": tuple(range(12)), "full": (0,)}  # default seeds of a scale
 
 # What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (METHOD, inconsistencies). steps: of the backbone's published training, then of the adversarial one;
-# short: the same two for a run that starts from the `published` weights. "needs": what the kit lacks.
+# short: the same two for a run that starts from the `published` weights.
 HO = dict(batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True)  # Ho et al. 2020, and score_sde after it: EMA 0.9999
 CHAIN = dict(process="ddpm", sampler="ancestral", sampler_steps="1000")
 FACES = dict(channel_mult=[1, 2, 2, 2])
@@ -753,16 +780,15 @@ def row_settings(table: str,                # of TABLES
     columns = [name for name in described["columns"] if full_key(chosen, name)] if scale == "full" else ["fashion16"]
     if column is None: column = columns[0]
     if column not in columns: raise ValueError(f"{table}, row {row}, at scale {scale} has the columns {', '.join(columns)}, got {column!r}")
-    base = {**FULL_DEFAULTS, **FULL[full_key(chosen, column)]} if scale == "full" else {"batch_size": described["batch_size"], **SCALES[scale], "steps": steps[scale], **chosen.get("small", {})}
+    base = {**FULL_DEFAULTS, **FULL[full_key(chosen, column)]} if scale == "full" else {"batch_size": described["batch_size"], **chosen.get("small", {}), **SCALES[scale], "steps": steps[scale]}
     base |= described.get("measure", {}).get(scale, {})
     if chosen.get("init"):
         if "published" not in base: raise ValueError(f"{table}, row {row}: no published weights are known for {column}")
         base |= dict(steps=base["short"], init=base["published"])
     phases = [[name, n // pieces] for name, n, pieces in zip(chosen["phases"], base["steps"], described["pieces"]) for _ in range(pieces)]
     settings = {**base, **{key: value for key, value in chosen.items() if key != "init"}, "phases": phases, "seed": seed}
-    if scale == "smoke" and settings.get("sampler") in ("ancestral", "ddim"): settings |= dict(sampler_steps="3", n_samples=SCALES["smoke"]["n_samples"])
     if "encoder_lr_ratio" in settings: settings["encoder_lr"] = round(settings["encoder_lr_ratio"] * settings.get("lr", DEFAULTS["lr"]), 12)
-    return {key: value for key, value in settings.items() if key not in ("steps", "short", "published", "needs", "encoder_lr_ratio", "full", "small", "paper")}
+    return {key: value for key, value in settings.items() if key not in ("steps", "short", "published", "encoder_lr_ratio", "full", "small", "paper")}
 
 
 def prefixes(settings: dict) -> list[dict]:
@@ -773,8 +799,8 @@ def prefixes(settings: dict) -> list[dict]:
 def lacking(full: dict,          # of FULL
             init: bool = False,  # for a row that starts from published weights
            ) -> list[str]:
-    "What a row of FULL needs and has not: parts of the kit, and its data where they are not prepared."
-    lacks = [full["needs"]] if "needs" in full else []
+    "What a row of FULL needs and is not here: its data, weights that it starts from or is guided by."
+    lacks = []
     for name in dict.fromkeys([pictures(full), full["data"]]):  # latents are made of images
         try: load_data(name, "train")
         except FileNotFoundError as error: lacks.append(f"the data set {name}: {str(error).split(': ')[-1]}")
@@ -789,10 +815,12 @@ def table_cells(table: str, scale: str, rows: list[str], seeds: list[int]) -> li
     known = table_rows(table, scale)
     columns = TABLES[table]["columns"] if scale == "full" else ("fashion16",)
     cells = [(column, row, seed) for column in columns for seed in seeds for row in rows if scale != "full" or full_key(known[row], column)]
-    everything = dict.fromkeys(part for column, row, _ in cells if scale == "full" for part in lacking(FULL[full_key(known[row], column)], known[row].get("init", False)))
+    lacks = {(column, row): lacking(FULL[full_key(known[row], column)], known[row].get("init", False)) if scale == "full" else [] for column, row in dict.fromkeys(cell[:2] for cell in cells)}
+    everything = dict.fromkeys(part for parts in lacks.values() for part in parts)
     def settings(column, row, seed):
-        lacks = lacking(FULL[full_key(known[row], column)], known[row].get("init", False)) if scale == "full" else []
-        where, missing = f"{table}, row {row}, {column}, cannot run at scale {scale}", "; ".join(lacks) + (f". Of all the rows and columns asked for: {'; '.join(rest)}" if (rest := [part for part in everything if part not in lacks]) else "")
+        where, own = f"{table}, row {row}, {column}, cannot run at scale {scale}", lacks[column, row]
+        rest = [part for part in everything if part not in own]
+        missing = "; ".join(own) + (f". Of all the rows and columns asked for: {'; '.join(rest)}" if own and rest else "")
         try: done = complete(row_settings(table, row, scale, seed, column))
         except ValueError as error: raise ValueError(f"{where}: {error}" + (f"; also missing: {missing}" if missing else "")) from None
         if missing: raise ValueError(f"{where}, missing: {missing}")
@@ -1079,9 +1107,8 @@ def main(argv: list[str] | None = None) -> int:  # exit status: 0, or 1 with a l
     data, world_size = load_data(settings["data"], "train"), int(os.environ.get("WORLD_SIZE", 1))
     folder = train_run(settings, data, runs)
     draw_shards(settings, data, runs, f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device_of(settings) == "cuda" else "cpu", rank(), world_size)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the samples are all there
-        torch.distributed.destroy_process_group()
+    PartialState(cpu=device_of(settings) == "cpu").wait_for_everyone()  # the samples are all there, also where the training was before
+    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
     if rank() == 0: print(folder if given.train_only else json.dumps(run(settings, runs), indent=1))
     return 0
 

@@ -424,13 +424,11 @@ def rehearse(settings: dict, shape: tuple, folder: Path, say: Callable) -> None:
 
 def check_row(table: str, row: str, column: str, scale: str, seed: int, folder: Path, say: Callable) -> bool:  # whether the row could run if what is missing were there
     "One row on one data set, step by step."
-    full = ex.FULL[ex.full_key(ex.table_rows(table, "full")[row], column)] if scale == "full" else {}
     try: settings = ex.complete(ex.row_settings(table, row, scale, seed, column))
     except ValueError as error:
         say("WRONG", "settings", str(error))
         return False
     say("ok", "settings", f"{settings['network']}, {settings['process']}, {', '.join(f'{name} {steps:,}' for name, steps in settings['phases'])}, batch {settings['batch_size']}, sampler {settings['sampler'] or 'heun'}")
-    if "needs" in full: say("missing", "the kit", full["needs"])
     sets, files = ({one["name"]: one for one in found} for found in (doctor.data_sets(), doctor.weights()))
     for name in dict.fromkeys([settings["data"].removesuffix("_latents"), settings["data"]]): say("ok" if sets[name]["ready"] else "missing", "data", f"{name}: {sets[name]['state']}")
     latents = settings["data"].endswith("_latents")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from sadm.adaptation import ROWS as TABLE4_ROWS, adapt, draw_adapted
 from sadm.claims import CLAIMS
-from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, stages, table_rows
+from sadm.experiments import TABLE5, TABLES, code_checksum, complete, held, results_frame, run, run_folder, run_many, samples_path, stages, table_rows
 from sadm.data import load_data
 from sadm.lsgm_study import LSGM_ROWS
 from sadm.mixture2d import FIG2
@@ -86,6 +86,21 @@ def test_two_workers_give_what_one_gives(tmp_path):
     one, two = run_many(experiments, tmp_path / "one", workers=1), run_many(experiments, tmp_path / "two", workers=2)
     assert [r["fd_discriminator"] for r in one] == [r["fd_discriminator"] for r in two]
     assert [Path(r["folder"]).name for r in one] == [Path(r["folder"]).name for r in two]
+
+
+def test_two_processes_draw_a_run_s_samples_that_one_would_have_drawn(tmp_path):
+    "Two shards, one for each; with the training done before, nothing but the wait at the end keeps the first process from joining what the second is still drawing."
+    settings = {**TINY, "phases": [["plain", 2]], "n_samples": 1010, "sampler_steps": 2}
+    alone = run(settings, tmp_path / "runs")
+    folder, path = Path(alone["folder"]), samples_path(complete(settings), Path(alone["folder"]))
+    kept = np.load(path)["arr_0"]
+    for file in (path, *folder.glob("result-*.json")): file.unlink()
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sadm.experiments", "--settings", tmp_path / "settings.json", "--runs", tmp_path / "runs"],
+                          capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(path)["arr_0"], kept) and not path.with_suffix("").exists()
+    assert run(settings, tmp_path / "runs")["fd_independent"] == alone["fd_independent"]
 
 
 def test_a_failing_worker_stops_everything_with_its_own_error(tmp_path):
