@@ -1,6 +1,7 @@
 """DiT's training loop on latents (Peebles & Xie 2023) with the structural loss.
 
     python howto/dit_loop.py --data imagenet256_latents --size XL/2 --out _runs/howto-dit      # after `sadm latents imagenet256`
+    python howto/dit_loop.py --data fashion16 --size S/2 --depth 2 --batch-size 32 --encoder-size 64 --steps 20      # a try on the pixels of small images, no autoencoder
 
 Three lines, marked SADM, are structural guidance (Eq. 6); the lines marked SAT let the encoder learn adversarially
 (Eq. 9 and 10). The structure is that of images: both sides, clean and predicted latents, are decoded by the frozen
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sadm.data import batch_indices, load_data
+from sadm.data import LatentData, batch_indices, load_data
 from sadm.diffusion import DDPM, variational_term
 from sadm.discriminator import StructuralLoss  # SADM 1
 from sadm.dit import DIT_SIZES, DiT
@@ -31,7 +32,7 @@ from sadm.latents import SD_VAE, load_vae
 
 def main(argv=None):
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    options.add_argument("--data", default="imagenet256_latents", help="latents of sadm.data.DATASETS")
+    options.add_argument("--data", default="imagenet256_latents", help="of sadm.data.DATASETS: latents, or images, which need no decoding")
     options.add_argument("--size", default="XL/2", help=f"of {', '.join(DIT_SIZES)}, and the patch: 2, 4 or 8")
     options.add_argument("--depth", type=int, help="fewer blocks than the published size, for a try")
     options.add_argument("--vae", default=SD_VAE, help="name on the Hugging Face hub, or a folder")
@@ -52,8 +53,9 @@ def main(argv=None):
     net = DiT(data.shape[-1], int(patch), data.shape[0], num_classes=int(data.labels.max()) + 1, **numbers).to(given.device)
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=given.lr, weight_decay=0)
-    encoder, vae = efficientnet_lite0(size=given.encoder_size).to(given.device), load_vae(given.vae).to(given.device)
-    structure = StructuralLoss(Decoded(LatentDecoder(vae, data.scale), encoder))  # SADM 2
+    encoder = efficientnet_lite0(size=given.encoder_size).to(given.device)
+    decode = LatentDecoder(load_vae(given.vae).to(given.device), data.scale) if isinstance(data, LatentData) else torch.nn.Identity()
+    structure = StructuralLoss(Decoded(decode, encoder))  # SADM 2
     encoder_optimizer = torch.optim.Adam(encoder.parameters(), lr=given.lr / 100)  # SAT; the autoencoder stays as it is
     process, generator = DDPM(), torch.Generator().manual_seed(given.seed)
     column = lambda v: v.to(given.device, torch.float32).reshape(-1, 1, 1, 1)

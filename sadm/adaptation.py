@@ -6,8 +6,8 @@
 __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'EXECUTION', 'STRUCTURAL', 'STARTS', 'ROWS', 'LR', 'SADM_SHARE',
            'ADAPT_SCALES', 'ADAPT_FULL', 'FULL_LR', 'complete_adaptation', 'fresh_net', 'with_trained', 'source_model',
            'adaptation_folder', 'prepared_net', 'adapted_net', 'structural_term', 'train_adaptation', 'sampled_labels',
-           'draw_adapted', 'adapted_samples', 'adapt', 'adaptation_settings', 'adaptation_cells', 'adapt_many',
-           'adaptation_frame']
+           'draw_adapted', 'adapted_samples', 'adapt', 'adaptation_settings', 'full_entry', 'as_run',
+           'adaptation_cells', 'adapt_many', 'adaptation_frame']
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
 import json
@@ -25,7 +25,7 @@ from .data import DATASETS, FINE_TUNING, load_data
 from .diffusion import DDPM, Denoiser
 from .discriminator import StructuralLoss
 from .dit import DiT
-from .experiments import (ENCODERS, SAMPLERS, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, sampler_of,
+from .experiments import (DEFAULTS, ENCODERS, SAMPLERS, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, sampler_of,
                               settings_hash, shards_to_file, with_defaults, with_guidance, worker_pool, workers_for)
 from .features import EXTRACTORS
 from .finetuning import METHODS, STARTING_POINTS, TABLE4, finetuned, load_trainable, starting_point, trainable_count
@@ -227,13 +227,29 @@ def adaptation_settings(row: str, scale: str, seed: int,
     return settings
 
 
+def full_entry(target: str) -> dict:  # of sadm.data.FINE_TUNING
+    "What a target needs at full scale, as an entry of `sadm.experiments.FULL`."
+    return dict(data=f"{target}_latents", published=STARTING_POINTS[ADAPT_FULL["source"]].file)
+
+
+def as_run(settings: dict,    # complete
+           num_classes: int,  # of the target
+          ) -> dict:          # `adapted`: arguments of `sadm.finetuning.finetuned`, None from scratch
+    "The same in the words of `sadm.experiments`' settings, for those who only read them: `sadm.plan`, `sadm.doctor`."
+    published, scratch = STARTING_POINTS.get(settings["source"]), settings["start"] == "random"
+    same = {key: value for key, value in settings.items() if key in DEFAULTS}
+    return DEFAULTS | same | dict(
+        data=settings["target"], process="ddpm", network="dit", network_kwargs=dict(published.build.keywords if published else settings["network_kwargs"], **(dict(num_classes=num_classes) if scratch else {})),
+        conditional=True, sampler=settings["sampler"] or "ddim", init=published.file if published else None,
+        adapted=None if scratch else dict(method=settings["method"], num_classes=num_classes, class_start=settings["class_start"], **settings["method_kwargs"]))
+
+
 def adaptation_cells(scale: str, rows: list[str], seeds: list[int]) -> list[tuple]:  # (row, seed, complete settings)
     "What a scale runs; refuses, before any work, what cannot run here and says what is missing."
     if scale != "full": return [(row, seed, complete_adaptation(adaptation_settings(row, scale, seed))) for seed in seeds for row in rows]
     cells = [(row, seed, target) for target in FINE_TUNING for seed in seeds for row in rows if row in TABLE4]
     for target in FINE_TUNING:
-        file = STARTING_POINTS[ADAPT_FULL["source"]].file
-        if lacks := lacking(dict(data=f"{target}_latents", published=file), init=True): raise ValueError(f"table4, {target}, cannot run at scale full, missing: {'; '.join(lacks)}")
+        if lacks := lacking(full_entry(target), init=True): raise ValueError(f"table4, {target}, cannot run at scale full, missing: {'; '.join(lacks)}")
     return [(row, seed, complete_adaptation(adaptation_settings(row, scale, seed, target))) for row, seed, target in cells]
 
 # %% ../nbs/15c_adaptation.ipynb #6224dee6

@@ -490,7 +490,7 @@ def claims_frame(results: Path | str | None = None,  # folder of the committed s
                  scale: str = "quick",               # smoke, quick, study or full
                  only: Sequence[str] = (),           # claims by id; empty: all
                  seeds: Sequence[int] = (),          # use no others; empty: all there are
-                ) -> pd.DataFrame:  # a line per claim: claim, sentence, place, pages, verdict, evidence, effect, low, high (per cent), seeds, scale, source, runs, commit, paper
+                ) -> pd.DataFrame:  # a line per claim, in the order of VERDICTS, then of the paper: claim, sentence, place, pages, verdict, evidence, effect, low, high (per cent), seeds, scale, source, runs, commit, paper
     "The verdict on every claim."
     known = {claim.id: claim for claim in CLAIMS}
     if wrong := [name for name in only if name not in known]: raise ValueError(f"unknown claim {wrong[0]!r}; the claims are {', '.join(known)}")
@@ -503,7 +503,7 @@ def claims_frame(results: Path | str | None = None,  # folder of the committed s
         return dict(claim=claim.id, sentence=claim.sentence, place=claim.place, pages=claim.pages, verdict=found.verdict, evidence=found.evidence, effect=found.effect, low=found.low, high=found.high, seeds=found.seeds,
                     scale=found.lines.scale if found.lines else "", source=source_name(found.lines.file) if found.lines else "",
                     runs=words("run"), commit=words("commit"), paper=claim.paper(paper))
-    return pd.DataFrame([line(known[name]) for name in only or known])
+    return pd.DataFrame([line(known[name]) for name in only or known]).sort_values("verdict", key=lambda found: found.map(VERDICTS.index), kind="stable", ignore_index=True)
 
 
 def source_name(path: Path) -> str:

@@ -29,10 +29,9 @@ LATER = {"evaluate": ("FID and its relatives of anybody's samples", "sadm.evalua
          "all": ("run every page of reproduce/, then the claims", "sadm.everything")}
 
 
-def parser(asked: str | None = None,  # the command that was asked for: --dry-run is looked for in it alone, which takes the seconds that sadm.experiments takes to load
+def parser(asked: str | None = None,  # the command that was asked for: its notebook alone is read
           ) -> argparse.ArgumentParser:
-    "One command for each notebook, one option for each of its parameters; and the tools."
-    import papermill
+    "One command for each notebook, with an option for each of its parameters; and the tools."
     top = argparse.ArgumentParser("sadm", description="Reproduce a table or figure of Structure-Guided Adversarial Training of Diffusion Models.", allow_abbrev=False,
                                   epilog=None if notebooks() else "Tables and figures are notebooks of the repository, which is not here: clone it and run there.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -43,17 +42,17 @@ def parser(asked: str | None = None,  # the command that was asked for: --dry-ru
     for name, (text, _) in LATER.items(): commands.add_parser(name, add_help=False, help=text)  # their options: sadm NAME --help
     for name, path in notebooks().items():
         command = commands.add_parser(name, help=f"run reproduce/{name}.ipynb", allow_abbrev=False)
-        for parameter in papermill.inspect_notebook(str(path)).values():
-            command.add_argument(f"--{parameter['name']}", help=f"{parameter['help']} (default {parameter['default']})".strip())
         command.set_defaults(run=run_notebook)
-        if name == asked and name in import_module("sadm.experiments").TABLES: command.add_argument("--dry-run", dest="run", action="store_const", const=dry_run, help="go through the rows as far as a CPU can: settings, data, weights, network, a step of a small copy")
+        if name != asked: continue
+        for parameter in import_module("papermill").inspect_notebook(str(path)).values():
+            command.add_argument(f"--{parameter['name']}", help=f"{parameter['help']} (default {parameter['default']})".strip())
+        command.add_argument("--dry-run", dest="run", action="store_const", const=dry_run, help="of a table: go through its rows as far as a CPU can, settings, data, weights, network, a step of a small copy")
     return top
 
 
 def dry_run(given: argparse.Namespace) -> int:  # exit status
     "`sadm TABLE --dry-run`: no notebook is run."
-    parameters = {option: value for option, value in vars(given).items() if value is not None and option not in ("command", "run")}
-    return import_module("sadm.plan").dry_run(given.command, **parameters)
+    return import_module("sadm.plan").dry_run(given.command, **{option: value for option in ("scale", "seeds", "rows") if (value := getattr(given, option, None)) is not None})
 
 
 def execute(source: Path,      # a notebook
@@ -68,6 +67,7 @@ def execute(source: Path,      # a notebook
     executed = runs / f"{source.stem}-{parameters.get('scale', 'auto')}.ipynb"
     try:
         papermill.execute_notebook(str(source), str(executed), parameters={**parameters, "runs": str(runs)}, kernel_name="python3", progress_bar=False, log_output=False,
+                                   extra_arguments=["--log-level=ERROR"],  # of the kernel: it warns that a kernel on this machine is not encrypted
                                    stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=str(root()))
     except PapermillExecutionError as error:
         print(f"\nsadm {source.stem}: {error.ename}: {error.evalue}\nthe notebook up to the error: {executed}", file=sys.stderr)
@@ -84,8 +84,11 @@ def run_notebook(given: argparse.Namespace) -> int:  # exit status
 def main(argv: list[str] | None = None) -> int:  # exit status: 0, or 1 if what was asked for failed
     "The `sadm` command."
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in LATER: return import_module(LATER[argv[0]][1]).main(argv[1:])
-    given, surplus = parser(argv[0] if argv else None).parse_known_args(argv)
+    if not argv:
+        parser().print_help()
+        return 0
+    if argv[0] in LATER: return import_module(LATER[argv[0]][1]).main(argv[1:])
+    given, surplus = parser(argv[0]).parse_known_args(argv)
     options = [f"--{option}" for option in vars(given) if option not in ("command", "run", "names")]
     if surplus: parser().error(f"unrecognized arguments: {' '.join(surplus)}; sadm {given.command} takes {', '.join(options)}")
     return given.run(given)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stated_requirements', 'packages', 'device', 'image_shape', 'original_name', 'set_bytes', 'data_sets',
-           'hub_checkpoints', 'weights', 'run_bytes', 'tables', 'existing', 'disks', 'guarded', 'examine', 'size',
-           'columns', 'as_text', 'main']
+           'hub_checkpoints', 'weights', 'network_of', 'counts', 'parameter_counts', 'full_cells', 'run_bytes',
+           'tables', 'existing', 'disks', 'guarded', 'examine', 'size', 'columns', 'next_steps', 'as_text', 'main']
 
 # %% ../nbs/17b_doctor.ipynb #ba4dbe23
 import argparse
@@ -17,6 +17,8 @@ import shutil
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 # %% ../nbs/17b_doctor.ipynb #a43f7df3
@@ -136,42 +138,71 @@ def weights() -> list[dict]:  # name, serves, there, path or where it belongs, b
     return rows
 
 # %% ../nbs/17b_doctor.ipynb #4d259482
-def run_bytes(table: str, column: str) -> int:  # of sadm.experiments.TABLES and FULL
-    "What the runs of a table on one data set leave on disk: one seed, checkpoints of every phase, averaged weights, samples."
+def network_of(settings: dict, shape: tuple):  # complete settings of a run; (C, H, W) -> a module on the meta device
+    "A run's denoising network, without values; `adapted` makes it ready for fine-tuning."
     import torch
     from sadm import experiments as ex
+    from sadm.finetuning import finetuned
+    with torch.device("meta"):
+        net = ex.NETWORKS[settings["network"]](shape[-1], shape[0], **settings["network_kwargs"])
+        return finetuned(net, **settings["adapted"]) if settings.get("adapted") else net
+
+
+@lru_cache(maxsize=None)
+def counts(network: str, shape: tuple) -> dict:  # network, network_kwargs and adapted as JSON; -> parameters, trained
+    "How many parameters a run's network has, and how many of them are trained. Rows share networks, so counts are kept."
+    sizes = [(p.numel(), p.requires_grad) for p in network_of(json.loads(network), shape).parameters()]
+    return dict(parameters=sum(n for n, _ in sizes), trained=sum(n for n, trained in sizes if trained))
+
+
+def parameter_counts(settings: dict, shape: tuple) -> dict:  # complete settings of a run; (C, H, W) -> parameters, trained
+    "`counts` of a run."
+    return counts(json.dumps({key: settings.get(key) for key in ("network", "network_kwargs", "adapted")}), shape)
+
+
+def full_cells(table: str) -> list[tuple]:  # -> (column, row, settings, what it lacks in words, its data set aside; of a cell whose settings are wrong None and why)
+    "What a table runs at full scale, a seed of it, in the settings of `sadm.experiments`; Table 4's are translated."
+    from sadm import adaptation, originals
+    from sadm import experiments as ex
+    def cell(column, row, make, entry, init):
+        lacks = [part for part in ex.lacking(entry, init) if not part.startswith("the data set")]
+        try: return column, row, make(), lacks
+        except ValueError as error: return column, row, None, [*lacks, *str(error).split("; ")]
+    if table == "table4": return [cell(target, row, lambda: adaptation.as_run(adaptation.complete_adaptation(adaptation.adaptation_settings(row, "full", 0, target)), originals.ORIGINALS[target].classes), adaptation.full_entry(target), True)
+                                  for target in adaptation.FINE_TUNING for row in adaptation.TABLE4]
+    return [cell(column, row, lambda: ex.complete(ex.row_settings(table, row, "full", 0, column)), ex.FULL[key], described.get("init", False))
+            for column in ex.TABLES[table]["columns"] for row, described in ex.table_rows(table, "full").items() if (key := ex.full_key(described, column))]
+
+
+def run_bytes(cells: list[dict]) -> int:  # settings of `full_cells`
+    "What runs leave on disk: checkpoints of every phase, averaged weights, samples."
+    from sadm import experiments as ex
     stages, samples = {}, 0
-    for row, described in ex.table_rows(table, "full").items():
-        if not ex.full_key(described, column): continue
-        settings = ex.row_settings(table, row, "full", 0, column)
+    for settings in cells:
         C, H, W = shape = image_shape(settings["data"])
-        with torch.device("meta"): net = ex.NETWORKS[settings["network"]](shape[-1], shape[0], **settings["network_kwargs"])
+        trained = parameter_counts(settings, shape)["trained"]
         for k in range(len(settings["phases"])):
             idle = (*ex.STRUCTURE_KEYS, *ex.ENCODER_KEYS) if all(name == "plain" for name, _ in settings["phases"][:k + 1]) else ()
             known = {key: value for key, value in settings.items() if key not in (*idle, *ex.MEASURE_KEYS)}
-            stages[json.dumps(known | {"phases": settings["phases"][:k + 1]}, sort_keys=True, default=str)] = sum(p.numel() for p in net.parameters())
+            stages[json.dumps(known | {"phases": settings["phases"][:k + 1]}, sort_keys=True, default=str)] = trained
         samples += settings["n_samples"] * (3 * (8 * H)**2 if settings["data"].endswith("_latents") else C * H * W)
     return 20 * sum(stages.values()) + samples
 
 
-def tables(sets: list[dict], files: list[dict]) -> list[dict]:  # of `data_sets` and `weights`; -> table, column, ready, kit (what the code lacks, in words), needs (names of data sets and weights), run_bytes
+def tables(sets: list[dict], files: list[dict]) -> list[dict]:  # of `data_sets` and `weights`; -> table, column, ready, kit (what the code lacks, and weights to put in place, in words), needs (names of data sets and weights), run_bytes
     "What each table lacks at full scale, for each of its data sets. At the other scales all of them run anywhere."
     from sadm import experiments as ex
     ready, rows = {line["name"]: line["ready"] for line in sets}, []
     there = {line["name"]: line["there"] for line in files}
-    for table in ex.TABLES:
-        for column in ex.TABLES[table]["columns"]:
-            kit, wanted, data = [], {"fid_inception"}, None
-            for row, described in ex.table_rows(table, "full").items():
-                if not (key := ex.full_key(described, column)): continue
-                settings, data = ex.row_settings(table, row, "full", 0, column), ex.FULL[key]["data"]
-                kit += [part for part in ex.lacking(ex.FULL[key], described.get("init", False)) if part not in kit and not part.startswith("the data set")]  # which stand under needs
-                wanted |= {settings.get(key) for key in ("encoder", "independent_encoder")} & there.keys()
-                try: ex.complete(settings)
-                except ValueError as error: kit += [part for part in str(error).split("; ") if part not in kit]
-            if data.endswith("_latents"): wanted.add("sd_vae")
-            needs = dict(data=[name for name in dict.fromkeys([data.removesuffix("_latents"), data]) if not ready[name]], weights=sorted(name for name in wanted if not there[name]))
-            rows.append(dict(table=table, column=column, ready=not kit and not any(needs.values()), kit=kit, needs=needs, run_bytes=run_bytes(table, column)))
+    for table in sorted([*ex.TABLES, "table4"], key=lambda name: (name[0] != "t", name)):
+        for column, same in groupby(full_cells(table), key=lambda cell: cell[0]):
+            same = list(same)
+            cells, kit = [settings for _, _, settings, _ in same if settings], list(dict.fromkeys(part for *_, lacks in same for part in lacks))
+            wanted = {"fid_inception"} | {settings[key] for settings in cells for key in ("encoder", "independent_encoder")} & there.keys()
+            data = list(dict.fromkeys(name for settings in cells for name in (settings["data"].removesuffix("_latents"), settings["data"])))
+            if any(name.endswith("_latents") for name in data): wanted.add("sd_vae")
+            needs = dict(data=[name for name in data if not ready[name]], weights=sorted(name for name in wanted if not there[name]))
+            rows.append(dict(table=table, column=column, ready=not kit and not any(needs.values()), kit=kit, needs=needs, run_bytes=run_bytes(cells)))
     return rows
 
 # %% ../nbs/17b_doctor.ipynb #1555efab
@@ -224,6 +255,22 @@ def columns(rows: list[tuple]) -> list[str]:
     return ["  " + "  ".join([*(f"{word!s:<{width}}" for word, width in zip(row, widths)), str(row[-1])]).rstrip() for row in rows]
 
 
+def next_steps(report: dict) -> list[str]:  # of `examine`, with the data sets and the tables looked at
+    "What to do on this machine, in commands."
+    steps = []
+    if any(not row["ok"] for row in report["packages"]): steps.append("make venv: installs the packages marked --")
+    steps.append("sadm table5 --scale quick: the main table on embedded images, minutes on two cores, nothing to fetch")
+    waiting = {}  # original: tables that wait for it
+    for row in report["tables"]:
+        for name in row["needs"]["data"]:
+            if not name.endswith("_latents"): waiting.setdefault(original_name(name), []).append(row["table"])
+    if waiting:
+        name, served = max(waiting.items(), key=lambda item: len(set(item[1])))
+        steps.append(f"sadm data {name}: what most tables at scale full wait for ({', '.join(dict.fromkeys(served))})")
+    steps.append("sadm plan table5: GPU hours, memory, disk of every row; sadm table5 --scale full --dry-run: each row as far as a CPU can go")
+    return steps
+
+
 def as_text(report: dict) -> str:  # of `examine`
     "The report for a terminal."
     lines = [f"sadm {report['sadm']}, Python {report['python']}, {report['system']}"]
@@ -238,16 +285,20 @@ def as_text(report: dict) -> str:  # of `examine`
     part("packages", "Packages (installed, stated range)", lambda rows: columns([(mark(row["ok"]), row["name"], row["installed"] or "not installed", row["range"]) for row in rows]))
     part("device", "Device", described)
     part("data", "Data sets", lambda rows: columns([(mark(row["ready"]), row["name"], row["state"] + ("" if row["ready"] or row["name"] == "fashion_mnist" else f" (needs {size(row['original'] + row['prepared'])})" if row["original"] + row["prepared"] else " (size not published)")) for row in rows]))
-    part("weights", f"Weights (files in {guarded(hub_checkpoints)})", lambda rows: columns([(mark(row["there"]), row["name"], row["serves"], row["path"] if row["there"] else f"from {row['url']}") for row in rows]))
+    part("weights", f"Weights (fetched when first used, to {guarded(hub_checkpoints)}; without a network put them there)", lambda rows: columns([(mark(row["there"]), row["name"], row["serves"], row["path"] if row["there"] else f"from {row['url']}") for row in rows]))
     def lacks(rows):
         alike = {}  # tables on the same data that lack the same
         for row in rows: alike.setdefault(json.dumps([row["column"], row["kit"], row["needs"]]), []).append(row)
-        for same in alike.values():
-            yield f"  {mark(same[0]['ready'])}  {same[0]['column']}: " + ", ".join(f"{row['table']} ({size(row['run_bytes'])} of runs)" for row in same)
+        merged = {}  # data sets that lack the same for the same tables
+        for same in alike.values(): merged.setdefault(json.dumps([same[0]["kit"], same[0]["needs"]["weights"], [(row["table"], size(row["run_bytes"])) for row in same]]), []).append(same)
+        for groups in merged.values():
+            same, data = groups[0], list(dict.fromkeys(name for group in groups for name in group[0]["needs"]["data"]))
+            yield f"  {mark(all(group[0]['ready'] for group in groups))}  {', '.join(group[0]['column'] for group in groups)}: " + ", ".join(f"{row['table']} ({size(row['run_bytes'])} of runs{' each' if len(groups) > 1 else ''})" for row in same)
             yield from (f"        missing: {part.split(' (there are')[0]}" for part in same[0]["kit"])
-            yield from (f"        to fetch: {kind} {', '.join(names)}" for kind, names in same[0]["needs"].items() if names)
+            yield from (f"        to fetch: {kind} {', '.join(names)}" for kind, names in dict(data=data, weights=same[0]["needs"]["weights"]).items() if names)
     part("tables", "Tables at scale full, one seed (smoke, quick and study run on any machine)", lambda rows: list(lacks(rows)))
     part("disks", "Disk for all that is missing and for the runs of all tables, one seed", lambda rows: columns([(mark(row["enough"]), f"{size(row['needed'])} needed", f"{size(row['free'])} free", ", ".join(f"{what}: {folder}" for what, folder in row["folders"].items())) for row in rows]))
+    if isinstance(report["tables"], list) and isinstance(report["packages"], list): lines.extend(["", "Next", *(f"  {line}" for line in next_steps(report))])
     return "\n".join(lines)
 
 # %% ../nbs/17b_doctor.ipynb #7d37284e

@@ -68,6 +68,15 @@ def test_a_loop_runs_and_without_its_marked_lines_too(name, tmp_path, latents):
     assert name == "dit_loop" or len(lasts) >= 2  # a new DiT answers 0, and its first step moves only the last layer
 
 
+def test_dit_s_loop_can_be_tried_on_images(tmp_path):
+    "The small form that its first lines name, smaller still: pixels, no autoencoder."
+    command = [sys.executable, HOWTO / "dit_loop.py", *"--data fashion16 --size S/2 --depth 1 --batch-size 8 --encoder-size 32 --steps 3".split(), "--vae", "nowhere", "--out", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert np.isfinite([said["first"], said["last"]]).all() and (tmp_path / "ema.safetensors").is_file()
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_it_is_three_lines(name):
     marked = [line for line in (HOWTO / f"{name}.py").read_text().splitlines() if re.search(r"# SADM \d", line)]

@@ -1,4 +1,4 @@
-"""Every notebook in nbs/ runs, each in a process of its own, as many at a time as there are cores."""
+"""Every notebook in nbs/ runs, each in a process of its own; as many at a time as there are cores, one where pytest itself runs files side by side."""
 
 import os
 import subprocess
@@ -30,7 +30,8 @@ def results(request):
     "A future for each notebook among the selected tests; they all start at once, so the pool is always full."
     chosen = {i.callspec.params["notebook"] for i in request.session.items
               if i.path == Path(__file__) and hasattr(i, "callspec")}
-    pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ThreadPoolExecutor(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
     yield {n: pool.submit(run, n) for n in sorted(chosen)}
     pool.shutdown(cancel_futures=True)
 

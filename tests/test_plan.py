@@ -35,7 +35,7 @@ def test_one_convolution_as_counted_by_hand(tiny):
     assert cost["forward"] == forward
     assert cost["step"] == 2 * forward  # back to the weights; the noised image wants no gradient
     assert plan.step_flops(tiny, "plain", SHAPE) == 4 * 2 * forward
-    assert cost["parameters"] == 3 * 3 * 9 + 3
+    assert doctor.parameter_counts(tiny, SHAPE) == dict(parameters=3 * 3 * 9 + 3, trained=3 * 3 * 9 + 3)
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -44,7 +44,6 @@ def test_one_convolution_as_counted_by_hand(tiny):
 def test_a_plain_step_is_linear_in_the_batch(network, process, kwargs, shape, batch):
     one, many = (plan.network_cost(network, json.dumps(kwargs), process, shape, n) for n in (1, batch))
     for what in ("forward", "step"): assert many[what] == pytest.approx(batch * one[what], rel=1e-3)  # embeddings of the time alone need not be
-    assert many["parameters"] == one["parameters"]
 
 
 @pytest.mark.parametrize("phase, kept", [("sg", None), ("sg", True), ("sat", None)])
@@ -94,7 +93,29 @@ def test_hours_are_flops_over_rate_and_utilisation():
 
 
 def test_disk_agrees_with_the_doctor():
-    assert plan.total([line for line in plan.plan(["table7"])])["disk"] == doctor.run_bytes("table7", "imagenet_dit")
+    assert plan.total(plan.plan(["table7"]))["disk"] == doctor.run_bytes([settings for *_, settings, _ in doctor.full_cells("table7")])
+
+
+def test_fine_tuning_trains_and_keeps_what_its_method_says():
+    "Table 4's rows on one target: nothing is shared, frozen weights have no gradient to compute and no checkpoint."
+    cells = {line["row"]: line for line in plan.plan(["table4"], ["bitfit", "full", "sadm"]) if line["column"] == "food101"}
+    step = {row: line["phases"][0]["flops"] for row, line in cells.items()}
+    classes = 674_093_984  # DiT-XL/2 with 101 classes instead of 1,000: 899 embeddings of 1,152 less
+    assert all(line["parameters"] == 675_129_632 - 899 * 1152 == classes for line in cells.values())
+    assert cells["full"]["trained"] == classes - 256 * 1152 > 100 * cells["bitfit"]["trained"]  # positions are fixed
+    forward = cells["full"]["samples"][0]["flops"]
+    assert step["bitfit"] < 0.7 * step["full"] < 0.7 * step["sadm"], "two of three passes"
+    assert {line["phases"][0]["disk"] for line in cells.values()} == {20 * line["trained"] for line in cells.values()} and forward > 0
+    assert plan.total(list(cells.values()))["gpu_hours"] == pytest.approx(sum(line["gpu_hours"] for line in cells.values()))
+    assert [part["name"] for part in cells["sadm"]["data"]] == ["food101", "food101_latents"] and all(part["ready"] or part["bytes"] for part in cells["sadm"]["data"])
+
+
+def test_fine_tuning_is_rehearsed(monkeypatch, capsys):
+    assert plan.dry_run("table4", "smoke", rows="difffit,sadm") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"step of sat .*omega D \d", out) and out.count("no other") == 2 and "2 of 2 would run" in out
+    monkeypatch.setattr(plan.adaptation, "with_trained", lambda net, folder: net)  # as if training had done nothing
+    assert plan.dry_run("table4", "smoke", rows="bitfit") == 1 and "0 parameters moved" in capsys.readouterr().out
 
 
 def test_a_rehearsal_takes_real_steps(monkeypatch, capsys):
@@ -122,7 +143,7 @@ def test_wrong_names_are_refused(capsys):
     assert cli.main(["plan", "table5", "--rows", "sadm"]) == 1 and "unknown row 'sadm'" in capsys.readouterr().err
     assert cli.main(["plan", "table6"]) == 1 and "there are the tables" in capsys.readouterr().err
     assert cli.main(["plan", "--gpu", "tpu"]) == 1 and "--rate" in capsys.readouterr().err
-    with pytest.raises(SystemExit): cli.main(["fig2", "--dry-run"])  # no table of sadm.experiments
+    assert cli.main(["fig2", "--dry-run"]) == 1 and "there are the tables table1" in capsys.readouterr().err
 
 
 def test_the_command_rehearses_and_runs_no_notebook(monkeypatch, capsys):
