@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -261,6 +262,49 @@ def test_a_page_out_of_time_is_ended_with_all_it_started(house, monkeypatch):
     assert processes(mark) == [], "a kernel is left"
     page(pages, "good", GOOD)
     assert again(only=["good"]).set_index("name").loc["good", "status"] == "ok"
+
+
+SLOW = "from pathlib import Path\nPath(runs, 'begun-{name}').write_text('')\nimport time\nwhile not Path(runs, 'begun-{other}').exists(): time.sleep(0.1)\n"
+
+
+def test_two_pages_run_side_by_side(house):
+    "Each waits for the other to begin; the one that measures time, and the claims, have the machine to themselves."
+    again, pages, results, runs = house
+    for name, other in (("good", "bad"), ("bad", "good")): page(pages, name, SLOW.format(name=name, other=other))
+    alone = "from pathlib import Path\nassert Path(runs, 'bad-smoke.ipynb').exists() and Path(runs, 'good-smoke.ipynb').exists()\n"
+    page(pages, "performance", alone)
+    page(pages, "claims", alone + "assert Path(runs, 'performance-smoke.ipynb').exists()")
+    lines = again(timeout=2)
+    assert list(lines["status"]) == ["ok"] * 4, lines
+
+
+STARTED = """
+import sys
+from pathlib import Path
+from sadm import cli, everything
+everything.notebooks = lambda: dict(good=Path(sys.argv[1]))
+sys.exit(everything.main(["--scale", "smoke", "--runs", sys.argv[2]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_pages_too(house, number):
+    "Also where a shell began the command in the background, with SIGINT switched off."
+    _, pages, results, runs = house
+    mark = f"mark-{os.getpid()}-{time.time_ns()}"
+    source = page(pages, "good", "from pathlib import Path\nPath(runs, 'begun').write_text('')\nimport time; time.sleep(300)")
+    deaf = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = subprocess.Popen([sys.executable, "-c", STARTED, str(source), str(runs)], env=os.environ | {"SADM_TEST_MARK": mark}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=deaf)
+    wait_until = time.time() + 120
+    while not (runs / "begun").exists() and process.poll() is None and time.time() < wait_until: time.sleep(0.1)
+    assert (runs / "begun").exists()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "call it again to go on" in said[1], said
+    while processes(mark) and time.time() < wait_until: time.sleep(0.5)
+    assert processes(mark) == [], "a kernel is left"
+    assert json.loads((runs / "all-smoke" / "pages.json").read_text())["good"]["status"] == "interrupted"
 
 
 def test_order_and_refusals(tmp_path, capsys):
