@@ -18,8 +18,8 @@ quick: venv  ## Table 5 on embedded data, minutes on two cores
 smoke: venv  ## Table 5, structure only, seconds
 	$(BIN)/sadm table5 --scale smoke
 
-test: venv  ## all that CI checks, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: venv  ## all that CI checks, two files at a time, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 doctor: venv  ## what this machine has, and what each table lacks at full scale
 	$(BIN)/sadm doctor
