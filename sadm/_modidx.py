@@ -386,7 +386,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sadm.everything.error_line': ('nbs/everything.html#error_line', 'sadm/everything.py'),
                                  'sadm.everything.groups': ('nbs/everything.html#groups', 'sadm/everything.py'),
                                  'sadm.everything.in_order': ('nbs/everything.html#in_order', 'sadm/everything.py'),
-                                 'sadm.everything.interrupt': ('nbs/everything.html#interrupt', 'sadm/everything.py'),
                                  'sadm.everything.main': ('nbs/everything.html#main', 'sadm/everything.py'),
                                  'sadm.everything.page_key': ('nbs/everything.html#page_key', 'sadm/everything.py'),
                                  'sadm.everything.pages_html': ('nbs/everything.html#pages_html', 'sadm/everything.py'),

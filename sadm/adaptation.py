@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'EXECUTION', 'STRUCTURAL', 'STARTS', 'ROWS', 'LR', 'SADM_SHARE',
-           'ADAPT_SCALES', 'ADAPT_FULL', 'FULL_LR', 'complete_adaptation', 'fresh_net', 'with_trained', 'source_model',
-           'adaptation_folder', 'prepared_net', 'adapted_net', 'structural_term', 'train_adaptation', 'sampled_labels',
-           'draw_adapted', 'adapted_samples', 'adapt', 'adaptation_settings', 'full_entry', 'as_run',
+           'ADAPT_SCALES', 'ADAPT_FULL', 'FULL_LR', 'FULL_TABLES', 'complete_adaptation', 'fresh_net', 'with_trained',
+           'source_model', 'adaptation_folder', 'prepared_net', 'adapted_net', 'structural_term', 'train_adaptation',
+           'sampled_labels', 'draw_adapted', 'adapted_samples', 'adapt', 'adaptation_settings', 'full_entry', 'as_run',
            'adaptation_cells', 'adapt_many', 'adaptation_frame']
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
@@ -25,11 +25,12 @@ from .data import DATASETS, FINE_TUNING, load_data
 from .diffusion import DDPM, Denoiser
 from .discriminator import StructuralLoss
 from .dit import DiT
-from .experiments import (DEFAULTS, ENCODERS, SAMPLERS, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, sampler_of,
+from .experiments import (DEFAULTS, ENCODERS, SAMPLERS, TABLES, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, sampler_of,
                               settings_hash, shards_to_file, with_defaults, with_guidance, worker_pool, workers_for)
 from .features import EXTRACTORS
 from .finetuning import METHODS, STARTING_POINTS, TABLE4, finetuned, load_trainable, starting_point, trainable_count
 from .loop import held
+from .originals import ORIGINALS
 from .samplers import draw_labels, generate
 from .training import PHASES, train
 
@@ -227,16 +228,18 @@ def adaptation_settings(row: str, scale: str, seed: int,
     return settings
 
 
+FULL_TABLES = sorted([*TABLES, "table4"], key=lambda name: (name[0] != "t", name))  # tables and figures whose rows have a full scale, tables first
+
+
 def full_entry(target: str) -> dict:  # of sadm.data.FINE_TUNING
     "What a target needs at full scale, as an entry of `sadm.experiments.FULL`."
     return dict(data=f"{target}_latents", published=STARTING_POINTS[ADAPT_FULL["source"]].file)
 
 
-def as_run(settings: dict,    # complete
-           num_classes: int,  # of the target
-          ) -> dict:          # `adapted`: arguments of `sadm.finetuning.finetuned`, None from scratch
+def as_run(settings: dict) -> dict:  # complete -> `adapted`: arguments of `sadm.finetuning.finetuned`, None from scratch
     "The same in the words of `sadm.experiments`' settings, for those who only read them: `sadm.plan`, `sadm.doctor`."
-    published, scratch = STARTING_POINTS.get(settings["source"]), settings["start"] == "random"
+    published, scratch, original = STARTING_POINTS.get(settings["source"]), settings["start"] == "random", ORIGINALS.get(settings["target"].removesuffix("_latents"))
+    num_classes = original.classes if original else int(load_data(settings["target"], "train").labels.max()) + 1  # at full scale the data may be missing
     same = {key: value for key, value in settings.items() if key in DEFAULTS}
     return DEFAULTS | same | dict(
         data=settings["target"], process="ddpm", network="dit", network_kwargs=dict(published.build.keywords if published else settings["network_kwargs"], **(dict(num_classes=num_classes) if scratch else {})),

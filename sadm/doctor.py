@@ -162,13 +162,13 @@ def parameter_counts(settings: dict, shape: tuple) -> dict:  # complete settings
 
 def full_cells(table: str) -> list[tuple]:  # -> (column, row, settings, what it lacks in words, its data set aside; of a cell whose settings are wrong None and why)
     "What a table runs at full scale, a seed of it, in the settings of `sadm.experiments`; Table 4's are translated."
-    from sadm import adaptation, originals
+    from sadm import adaptation
     from sadm import experiments as ex
     def cell(column, row, make, entry, init):
         lacks = [part for part in ex.lacking(entry, init) if not part.startswith("the data set")]
         try: return column, row, make(), lacks
         except ValueError as error: return column, row, None, [*lacks, *str(error).split("; ")]
-    if table == "table4": return [cell(target, row, lambda: adaptation.as_run(adaptation.complete_adaptation(adaptation.adaptation_settings(row, "full", 0, target)), originals.ORIGINALS[target].classes), adaptation.full_entry(target), True)
+    if table == "table4": return [cell(target, row, lambda: adaptation.as_run(adaptation.complete_adaptation(adaptation.adaptation_settings(row, "full", 0, target))), adaptation.full_entry(target), True)
                                   for target in adaptation.FINE_TUNING for row in adaptation.TABLE4]
     return [cell(column, row, lambda: ex.complete(ex.row_settings(table, row, "full", 0, column)), ex.FULL[key], described.get("init", False))
             for column in ex.TABLES[table]["columns"] for row, described in ex.table_rows(table, "full").items() if (key := ex.full_key(described, column))]
@@ -191,10 +191,10 @@ def run_bytes(cells: list[dict]) -> int:  # settings of `full_cells`
 
 def tables(sets: list[dict], files: list[dict]) -> list[dict]:  # of `data_sets` and `weights`; -> table, column, ready, kit (what the code lacks, and weights to put in place, in words), needs (names of data sets and weights), run_bytes
     "What each table lacks at full scale, for each of its data sets. At the other scales all of them run anywhere."
-    from sadm import experiments as ex
+    from sadm.adaptation import FULL_TABLES
     ready, rows = {line["name"]: line["ready"] for line in sets}, []
     there = {line["name"]: line["there"] for line in files}
-    for table in sorted([*ex.TABLES, "table4"], key=lambda name: (name[0] != "t", name)):
+    for table in FULL_TABLES:
         for column, same in groupby(full_cells(table), key=lambda cell: cell[0]):
             same = list(same)
             cells, kit = [settings for _, _, settings, _ in same if settings], list(dict.fromkeys(part for *_, lacks in same for part in lacks))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CALL', 'ALONE', 'in_order', 'checksum', 'page_key', 'stop', 'run_page', 'error_line', 'groups', 'run_all',
-           'pages_html', 'write_report', 'parser', 'interrupt', 'main']
+           'pages_html', 'write_report', 'parser', 'main']
 
 # %% ../nbs/17c_everything.ipynb #c4024446
 import argparse
@@ -64,10 +64,10 @@ CALL = ("import json, signal, sys; from pathlib import Path; from sadm.cli impor
 
 def stop(process: subprocess.Popen, grace: float = 20) -> None:  # seconds
     "End a page's process and everything it started."
-    for number, wait in ((signal.SIGINT, grace), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+    for number, seconds in ((signal.SIGINT, grace), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         try: os.killpg(process.pid, number)
         except ProcessLookupError: return
-        try: process.wait(wait)
+        try: process.wait(seconds)
         except subprocess.TimeoutExpired: continue
 
 
@@ -206,13 +206,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def interrupt(*_): raise KeyboardInterrupt  # SIGTERM, and SIGINT where the shell began the command in the background
-
-
 def main(argv: Sequence[str] | None = None) -> int:  # exit status: 0, or 1 if a page failed
     "`sadm all`."
     given = parser().parse_args(argv)
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}  # SIGINT too: a command that a shell began in the background is deaf to it
     try: lines = run_all(given.scale, [name.strip() for name in given.only.split(",") if name.strip()], given.runs, given.timeout, jobs=given.jobs)
     except KeyboardInterrupt:
         print("sadm all: interrupted; call it again to go on", file=sys.stderr)

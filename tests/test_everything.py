@@ -281,7 +281,7 @@ def test_two_pages_run_side_by_side(house):
 STARTED = """
 import sys
 from pathlib import Path
-from sadm import cli, everything
+from sadm import everything
 everything.notebooks = lambda: dict(good=Path(sys.argv[1]))
 sys.exit(everything.main(["--scale", "smoke", "--runs", sys.argv[2]]))
 """

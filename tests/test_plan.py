@@ -100,12 +100,11 @@ def test_fine_tuning_trains_and_keeps_what_its_method_says():
     "Table 4's rows on one target: nothing is shared, frozen weights have no gradient to compute and no checkpoint."
     cells = {line["row"]: line for line in plan.plan(["table4"], ["bitfit", "full", "sadm"]) if line["column"] == "food101"}
     step = {row: line["phases"][0]["flops"] for row, line in cells.items()}
-    classes = 674_093_984  # DiT-XL/2 with 101 classes instead of 1,000: 899 embeddings of 1,152 less
-    assert all(line["parameters"] == 675_129_632 - 899 * 1152 == classes for line in cells.values())
-    assert cells["full"]["trained"] == classes - 256 * 1152 > 100 * cells["bitfit"]["trained"]  # positions are fixed
-    forward = cells["full"]["samples"][0]["flops"]
+    parameters = 674_093_984  # DiT-XL/2 with 101 classes instead of 1,000: 899 embeddings of 1,152 less
+    assert all(line["parameters"] == 675_129_632 - 899 * 1152 == parameters for line in cells.values())
+    assert cells["full"]["trained"] == parameters - 256 * 1152 > 100 * cells["bitfit"]["trained"]  # positions are fixed
     assert step["bitfit"] < 0.7 * step["full"] < 0.7 * step["sadm"], "two of three passes"
-    assert {line["phases"][0]["disk"] for line in cells.values()} == {20 * line["trained"] for line in cells.values()} and forward > 0
+    assert {line["phases"][0]["disk"] for line in cells.values()} == {20 * line["trained"] for line in cells.values()}
     assert plan.total(list(cells.values()))["gpu_hours"] == pytest.approx(sum(line["gpu_hours"] for line in cells.values()))
     assert [part["name"] for part in cells["sadm"]["data"]] == ["food101", "food101_latents"] and all(part["ready"] or part["bytes"] for part in cells["sadm"]["data"])
 

@@ -100,8 +100,8 @@ def test_two_processes_draw_a_run_s_samples_that_one_would_have_drawn(tmp_path):
                           capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert np.array_equal(np.load(path)["arr_0"], kept) and not path.with_suffix("").exists()
-    # The pictures are equal; the encoder's float32 sums are not, with one thread there and more here: 1e-9 was seen, half the digits of float32 are allowed.
-    assert run(settings, tmp_path / "runs")["fd_independent"] == pytest.approx(alone["fd_independent"], rel=1e-4)
+    # The pictures are equal; the encoder's float32 sums are not, with one thread there and more here: 1e-9 was seen, a few of float32's last digits are allowed.
+    assert run(settings, tmp_path / "runs")["fd_independent"] == pytest.approx(alone["fd_independent"], rel=1e-6)
 
 
 def test_a_failing_worker_stops_everything_with_its_own_error(tmp_path):
