@@ -28,7 +28,7 @@ from .checkpoints import write_json
 from .claims import claims_frame, html_table, link, report_html, result_files
 from .cli import notebooks
 from .data import root
-from .experiments import code_checksum
+from .experiments import code_checksum, workers_for
 from .loop import held
 
 # %% ../nbs/17c_everything.ipynb #f9037309
@@ -76,11 +76,12 @@ def run_page(page: Path,
              log: Path,               # what it prints
              timeout: float | None,   # seconds; None: no limit
              ended: threading.Event,  # set: stop it
+             threads: int | None = None,  # of its own process, where OMP_NUM_THREADS does not say; None: the libraries' choice, one for every core
             ) -> dict:                # status (ok, failed, interrupted), seconds, error
     "Run a page in a process of its own."
-    start = time.monotonic()
+    start, limit = time.monotonic(), {} if threads is None else dict(OMP_NUM_THREADS=str(threads))
     with log.open("w") as out:
-        process = subprocess.Popen([sys.executable, "-c", CALL, str(page), json.dumps(parameters)], stdout=out, stderr=subprocess.STDOUT, cwd=root(), start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-c", CALL, str(page), json.dumps(parameters)], stdout=out, stderr=subprocess.STDOUT, cwd=root(), env={**limit, **os.environ}, start_new_session=True)
         try:
             while process.poll() is None and not ended.wait(0.5) and (timeout is None or time.monotonic() - start < timeout): pass
             unfinished = process.poll() is None
@@ -134,21 +135,23 @@ def run_all(scale: str,                # smoke, quick or study
                 known[name] = line
                 write_json(book, known)
 
-        def one(name):  # in a thread
+        def one(name, threads):  # in a thread
             page, before = every[name], known.get(name, {})
             key = page_key(page, parameters, results)
             if before.get("status") == "ok" and before["key"] == key and (runs / f"{name}-{scale}.ipynb").exists(): return {**before, "status": "skipped"}
             note(name, dict(status="interrupted", seconds=0, error="", key=None))
             busy.append(name)
-            line = run_page(page, parameters, folder / f"{name}.log", None if timeout is None else 60 * timeout, ended)
+            line = run_page(page, parameters, folder / f"{name}.log", None if timeout is None else 60 * timeout, ended, threads)
             busy.remove(name)
             if not ended.is_set(): note(name, line | dict(key={**key, "results": page_key(page, parameters, results)["results"]}))  # a study publishes its own
             return line
 
         with tqdm(total=len(asked), unit="page") as bar:
             for group in groups(list(asked)):
+                beside = min(jobs, len(group))
+                threads = None if beside == 1 else max(1, workers_for([]) // beside)  # threads that outnumber the cores wait for each other
                 pool = ThreadPoolExecutor(jobs)
-                running = {pool.submit(one, name): name for name in group}
+                running = {pool.submit(one, name, threads): name for name in group}
                 try:
                     while running:
                         for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:

@@ -18,6 +18,7 @@ import pytest
 from sadm.claims import CLAIMS, VERDICTS, claims_frame, proved, report_html, structural_pairs
 from sadm.data import root
 from sadm.everything import in_order, main, page_key, run_all, write_report
+from sadm.experiments import workers_for
 
 HOLDS, FAILS, UNDECIDED, ONE_SEED, NOT_RUN = VERDICTS
 
@@ -267,11 +268,13 @@ def test_a_page_out_of_time_is_ended_with_all_it_started(house, monkeypatch):
 SLOW = "from pathlib import Path\nPath(runs, 'begun-{name}').write_text('')\nimport time\nwhile not Path(runs, 'begun-{other}').exists(): time.sleep(0.1)\n"
 
 
-def test_two_pages_run_side_by_side(house):
-    "Each waits for the other to begin; the one that measures time, and the claims, have the machine to themselves."
+def test_two_pages_run_side_by_side(house, monkeypatch):
+    "Each waits for the other to begin and has half of the cores; the one that measures time, and the claims, have the machine to themselves."
     again, pages, results, runs = house
-    for name, other in (("good", "bad"), ("bad", "good")): page(pages, name, SLOW.format(name=name, other=other))
-    alone = "from pathlib import Path\nassert Path(runs, 'bad-smoke.ipynb').exists() and Path(runs, 'good-smoke.ipynb').exists()\n"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    half = f"import os\nassert os.environ['OMP_NUM_THREADS'] == '{max(1, workers_for([]) // 2)}'\n"
+    for name, other in (("good", "bad"), ("bad", "good")): page(pages, name, half + SLOW.format(name=name, other=other))
+    alone = "import os\nfrom pathlib import Path\nassert Path(runs, 'bad-smoke.ipynb').exists() and Path(runs, 'good-smoke.ipynb').exists() and 'OMP_NUM_THREADS' not in os.environ\n"
     page(pages, "performance", alone)
     page(pages, "claims", alone + "assert Path(runs, 'performance-smoke.ipynb').exists()")
     lines = again(timeout=2)
