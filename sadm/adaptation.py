@@ -266,7 +266,7 @@ def adapt_many(experiments: list[dict],  # settings of each, differences from AD
         if settings["source"] is not None: source_model(settings, runs)
         structural_term(settings, load_data(settings["target"], "train"), runs)
     if workers is None: workers = workers_for(experiments)
-    if workers == 1: return [adapt(settings, runs) for settings in tqdm(experiments, desc="experiments")]
+    if workers == 1: return [adapt(settings, runs, wait=True) for settings in tqdm(experiments, desc="experiments")]
     with worker_pool(min(workers, len(experiments))) as pool:
         return list(tqdm(pool.map(partial(adapt, runs=runs, wait=True), experiments), total=len(experiments), desc="experiments", disable=False))
 

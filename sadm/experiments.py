@@ -531,8 +531,8 @@ def run(settings: dict,      # differences from DEFAULTS
 
 # %% ../nbs/15_experiments.ipynb #62e221fc
 def run_chain(chain: list[dict], runs: Path) -> list[dict]:
-    "Several experiments after each other (a worker process's job)."
-    return [run(settings, runs) for settings in chain]
+    "Several experiments after each other (a worker process's job). One that another process makes, for another table, is waited for."
+    return [run(settings, runs, wait=True) for settings in chain]
 
 
 def steps_done(folders: dict) -> int:  # {folder: (first step, last step)} -> training steps logged so far
@@ -579,7 +579,7 @@ def run_many(experiments: list[dict],  # settings of each, differences from DEFA
     if workers is None: workers = workers_for(experiments)
     data = {name: load_data(name, "train") for name in {settings["data"] for settings in experiments}}
     if workers == 1 or all(result_path(settings, data[settings["data"]], runs).exists() for settings in experiments):
-        return [run(settings, runs) for settings in tqdm(experiments, desc="experiments")]
+        return [run(settings, runs, wait=True) for settings in tqdm(experiments, desc="experiments")]
     chains, folders = {}, {}
     for settings in experiments:
         path, begin = stages(settings, data[settings["data"]], runs), 0

@@ -98,14 +98,16 @@ def read_log(path: Path,                # metrics.jsonl
 
 # %% ../nbs/09f_loop.ipynb #68337861
 def held(folder: Path, wait: bool, name: str = ".lock") -> filelock.FileLock:
-    "A lock of a folder; if somebody else has it and `wait` is off, the error says who."
+    "A lock of a folder. If somebody else has it: who that is, said while waiting or, with `wait` off, by the error."
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise type(error)(f"the folder {folder} cannot be made ({error.strerror}): choose another for the runs") from error
     lock, holder = filelock.FileLock(folder / name), folder / "holder.json"
-    try: lock.acquire(timeout=-1 if wait else 0)
+    try: lock.acquire(timeout=0)
     except filelock.Timeout:
         who = holder.read_text().strip() if holder.exists() else "another process"
-        raise RuntimeError(f"{folder} is in use by {who}; wait for it or stop it") from None
+        if not wait: raise RuntimeError(f"{folder} is in use by {who}; wait for it or stop it") from None
+        print(f"waiting for {folder}, in use by {who}", file=sys.stderr, flush=True)
+        lock.acquire()
     except PermissionError as error: raise PermissionError(f"the folder {folder} cannot be written to ({error.strerror}): choose another for the runs") from error
     holder.write_text(json.dumps(dict(pid=os.getpid(), host=platform.node(), since=datetime.now(timezone.utc).isoformat(timespec="seconds"))))
     return lock

@@ -30,9 +30,9 @@ TINY = dict(network_kwargs=dict(model_channels=16, channel_mult=[1, 2], attn_res
             n_samples=16, n_reference=100, sampler_steps=3, independent_encoder="small_cnn")
 
 
-def in_process(settings, runs):
+def in_process(settings, runs, call="run({}, {})"):
     "`run(settings, runs)` in a process of its own."
-    code = f"from sadm.experiments import run; run({settings!r}, {str(runs)!r})"
+    code = f"from sadm.experiments import run, run_many; {call.format(repr(settings), repr(str(runs)))}"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
 
 
@@ -79,6 +79,19 @@ def test_a_second_process_on_the_same_run_says_who_has_it(tmp_path):
     _, error = process.communicate(timeout=120)
     lock.release()
     assert process.returncode and "is in use by" in error and f'"pid": {os.getpid()}' in error
+
+
+def test_a_table_waits_for_a_run_that_another_table_makes_and_says_so(tmp_path):
+    "Tables share runs: side by side, one of them trains it and the other reads it."
+    settings = complete({**TINY, "phases": [["plain", 3]]})
+    folder = run_folder(settings, load_data("fashion16"), tmp_path)
+    lock = held(folder, wait=False)
+    process = in_process(settings, tmp_path, "run_many([{}], {}, workers=1)")
+    said = next(line for line in process.stderr if line.startswith("waiting for"))
+    assert said.startswith(f"waiting for {folder}, in use by") and f'"pid": {os.getpid()}' in said and process.poll() is None
+    lock.release()
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and list(folder.glob("result-*.json")), error
 
 
 def test_two_workers_give_what_one_gives(tmp_path):
