@@ -118,6 +118,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'sadm.claims.combined': ('nbs/claims.html#combined', 'sadm/claims.py'),
                              'sadm.claims.compared': ('nbs/claims.html#compared', 'sadm/claims.py'),
                              'sadm.claims.curve_parts': ('nbs/claims.html#curve_parts', 'sadm/claims.py'),
+                             'sadm.claims.first_found': ('nbs/claims.html#first_found', 'sadm/claims.py'),
                              'sadm.claims.from_pairs': ('nbs/claims.html#from_pairs', 'sadm/claims.py'),
                              'sadm.claims.html_table': ('nbs/claims.html#html_table', 'sadm/claims.py'),
                              'sadm.claims.in_words': ('nbs/claims.html#in_words', 'sadm/claims.py'),

@@ -83,6 +83,8 @@ WORLDS = [  # claim, page, a world where the sentence is true, worlds where it i
     ("sota", "table2-full", pair(0.7, "cifar10"), [pair(1., "cifar10")]),
     ("image_space", "table2-full", pair(0.7, "cifar10"), [pair(1., "cifar10")]),
     ("latent_space", "table2-full", pair(0.7, "cifar10_latents"), [pair(1., "cifar10_latents")]),
+    ("latent_space", "lsgm_sadm", made(dict(lsgm_continued=1., lsgm_sadm=0.7)), [made(dict(lsgm_continued=1., lsgm_sadm=1.)), made(dict(lsgm_continued=1., lsgm_sadm=1.3))]),
+    ("nll_latent", "lsgm_sadm", made(dict(lsgm_continued=1., lsgm_sadm=0.97), "bits_per_dim", noise=0.001), [made(dict(lsgm_continued=1., lsgm_sadm=factor), "bits_per_dim", noise=0.001) for factor in (1., 1.03)]),
     ("conditional", "table2-full", pair(0.7, "cifar10", conditional=True), [pair(1., "cifar10", conditional=True)]),
     ("nll", "table2-full", pair(0.7, "cifar10"), [pair(1., "cifar10"), pair(0.7, "cifar10").assign(nll=lambda f: 2 - f["nll"] / 10)]),
     ("faces", "table3-full", pair(0.7, "ffhq64"), [pair(1., "ffhq64")]),
@@ -97,7 +99,7 @@ def verdict(folder, claim, page, frame, scale="quick"):
     return line
 
 
-@pytest.mark.parametrize("claim, page, true, false", WORLDS, ids=[world[0] for world in WORLDS])
+@pytest.mark.parametrize("claim, page, true, false", WORLDS, ids=[f"{world[0]}, {world[1]}" for world in WORLDS])
 def test_the_verdict_is_right_in_both_directions(claim, page, true, false, tmp_path):
     found = verdict(tmp_path, claim, page, true)
     assert found["verdict"] == HOLDS, found["evidence"]
