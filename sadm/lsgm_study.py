@@ -223,9 +223,8 @@ TABLE_MARGINS = {"bits_per_dim": 0.01, "fd_independent": 0.1, "fd_discriminator"
 
 
 def table_file() -> Path:
-    "The committed results of the second comparison: the study's, or as long as there is none a quick run's."
-    study, quick = (root() / "data" / "results" / name for name in ("lsgm_sadm.csv", "lsgm_sadm_quick.csv"))
-    return quick if quick.exists() and not study.exists() else study
+    "The committed study of the second comparison."
+    return root() / "data" / "results" / "lsgm_sadm.csv"
 
 
 def lsgm_table_rows(results: pd.DataFrame | str | Path | None = None,  # lines of both rows or their CSV; None: `table_file`
