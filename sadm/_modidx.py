@@ -723,7 +723,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sadm.lsgm_study.sadm_settings': ('nbs/lsgm_study.html#sadm_settings', 'sadm/lsgm_study.py'),
                                  'sadm.lsgm_study.second_stage': ('nbs/lsgm_study.html#second_stage', 'sadm/lsgm_study.py'),
                                  'sadm.lsgm_study.study_prior': ('nbs/lsgm_study.html#study_prior', 'sadm/lsgm_study.py'),
-                                 'sadm.lsgm_study.table_file': ('nbs/lsgm_study.html#table_file', 'sadm/lsgm_study.py'),
                                  'sadm.lsgm_study.third_stage': ('nbs/lsgm_study.html#third_stage', 'sadm/lsgm_study.py')},
             'sadm.memorisation': { 'sadm.memorisation.generalisation': ('nbs/memorisation.html#generalisation', 'sadm/memorisation.py'),
                                    'sadm.memorisation.memorisation': ('nbs/memorisation.html#memorisation', 'sadm/memorisation.py'),

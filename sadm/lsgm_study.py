@@ -6,7 +6,7 @@
 __all__ = ['LSGM_ROWS', 'LSGM_PAIRS', 'LSGM_VAE', 'LSGM_SCALES', 'LSGM_SEEDS', 'SADM_SCALES', 'TABLE_NAMES', 'TABLE_MARGINS',
            'lsgm_settings', 'sadm_settings', 'cosine', 'study_prior', 'calibrated', 'common', 'images_of',
            'lsgm_folder', 'first_stage', 'second_stage', 'averages', 'finish', 'kept_result', 'lsgm_run', 'third_stage',
-           'pull', 'sadm_run', 'evaluate_row', 'table_file', 'lsgm_table_rows']
+           'pull', 'sadm_run', 'evaluate_row', 'lsgm_table_rows']
 
 # %% ../nbs/19_lsgm_study.ipynb #bb602f43
 import json
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import write_json
-from .data import ImageData, load_data, root, seed_of
+from .data import ImageData, carried, load_data, seed_of
 from .diffusion import LVP, Denoiser, to_float, to_uint8
 from .discriminator import StructuralLoss, gradient_norms
 from .experiments import cached_encoder, code_checksum, current_commit, distances, settings_hash
@@ -222,15 +222,10 @@ TABLE_NAMES = {"lsgm_continued": "LSGM (latent space)", "lsgm_sadm": "SADM (late
 TABLE_MARGINS = {"bits_per_dim": 0.01, "fd_independent": 0.1, "fd_discriminator": 0.1}       # see `sadm.report.compare`
 
 
-def table_file() -> Path:
-    "The committed study of the second comparison."
-    return root() / "data" / "results" / "lsgm_sadm.csv"
-
-
-def lsgm_table_rows(results: pd.DataFrame | str | Path | None = None,  # lines of both rows or their CSV; None: `table_file`
+def lsgm_table_rows(results: pd.DataFrame | str | Path | None = None,  # lines of both rows or their CSV; None: the committed study
                    ) -> pd.DataFrame:  # two lines by the paper's names: scale, data, seeds, for each measure mean, sd and verdict; NFE; commit
     "LSGM and SADM (latent space) as this kit has them, beside which Table 2 (and 3) print the paper's; without results the lines say so."
-    path = table_file() if results is None else results
+    path = carried("results/lsgm_sadm.csv") if results is None else results
     if not isinstance(path, pd.DataFrame) and not Path(path).exists(): return pd.DataFrame({"row": TABLE_NAMES.keys(), "seeds": 0, "verdict": "not run"}, index=pd.Index(TABLE_NAMES.values(), name="paper"))
     frame = path if isinstance(path, pd.DataFrame) else pd.read_csv(path)
     if missing := set(TABLE_NAMES) - set(frame["row"]): raise ValueError(f"results must hold the rows {', '.join(TABLE_NAMES)}, they lack {', '.join(sorted(missing))}")
