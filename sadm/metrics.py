@@ -122,13 +122,14 @@ def half_sums(x: Tensor,  # (N, D) float16
 
 def adm_distances(u: Tensor,  # (N, D) float32
                   v: Tensor,  # (M, D) float32
-                 ) -> Tensor: # (N, M) float32
+                 ) -> Tensor: # (N, M) float16, or float32 where one of them overflows
     "Squared distances as ADM's evaluator has them: in float16, or in float32 for the whole block where one overflows."
     def d(u, v, norms):
-        rows, columns = norms(u)[:, None], norms(v)
-        return torch.cat([(n - 2 * (part.float() @ v.float().T).to(u.dtype) + columns).clamp_(min=0) for n, part in zip(rows.split(1000), u.split(1000))])
+        found, v_T, columns = u.new_empty(len(u), len(v)), v.float().T, norms(v)
+        for part, out, n in zip(u.split(1000), found.split(1000), norms(u).split(1000)): out.copy_((n[:, None] - 2 * (part.float() @ v_T).to(u.dtype) + columns).clamp_(min=0))
+        return found
     half = d(u.half(), v.half(), lambda x: half_sums(x.square()))
-    return half.float() if half.isfinite().all() else d(u.float(), v.float(), lambda x: x.square().sum(1))
+    return half if all(part.isfinite().all() for part in half.split(1000)) else d(u.float(), v.float(), lambda x: x.square().sum(1))
 
 # %% ../nbs/08_metrics.ipynb #ce40b722
 def block_distances(x: Tensor, y: Tensor, compat: bool):  # (N, D), (M, D) -> pairs of: which rows, distances (rows, M)
@@ -137,7 +138,9 @@ def block_distances(x: Tensor, y: Tensor, compat: bool):  # (N, D), (M, D) -> pa
         y = y.double()
         for rows in torch.arange(len(x), device=x.device).split(max(1, 5_000_000 // len(y))): yield rows, squared_distances(x[rows].double(), y)
     else:
-        for rows in torch.arange(len(x), device=x.device).split(10_000): yield rows, torch.cat([adm_distances(x[rows], part) for part in y.split(10_000)], 1)
+        for rows in torch.arange(len(x), device=x.device).split(10_000):
+            blocks = [adm_distances(x[rows], part).split(1000) for part in y.split(10_000)]
+            for some, *parts in zip(rows.split(1000), *blocks): yield some, torch.cat([part.float() for part in parts], 1)
 
 
 def neighbour_radii(x: Tensor, k: int = 3, compat: bool = False) -> Tensor:  # (N, D) -> (N,)
