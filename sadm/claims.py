@@ -13,7 +13,7 @@ __all__ = ['MARGIN', 'HOLDS', 'FAILS', 'UNDECIDED', 'ONE_SEED', 'NOT_RUN', 'VERD
            'curve_parts', 'rounds', 'last_round', 'beyond_training', 'mismatch', 'stage', 'misses', 'printed_pairs',
            'printed_share', 'printed_best', 'printed_range', 'printed_l1', 'printed_gain', 'printed_calls',
            'printed_faces', 'printed_text', 'by_paper', 'no_numbers', 'Claim', 'claims_frame', 'source_name',
-           'result_files', 'link', 'html_table', 'claims_html', 'report_html']
+           'run_names', 'result_files', 'link', 'html_table', 'claims_html', 'report_html']
 
 # %% ../nbs/16b_claims.ipynb #c2cfe00d
 import html
@@ -557,7 +557,7 @@ def claims_frame(results: Path | str | None = None,  # folder of the committed s
         words = lambda column: " ".join(dict.fromkeys(part for v in frame[column].dropna() for part in str(v).split())) if column in frame else ""
         return dict(claim=claim.id, sentence=claim.sentence, place=claim.place, pages=claim.pages, verdict=found.verdict, evidence=found.evidence, effect=found.effect, low=found.low, high=found.high, seeds=found.seeds,
                     scale=found.lines.scale if found.lines else "", source=source_name(found.lines.file) if found.lines else "",
-                    runs=words("run"), commit=words("commit"), paper=claim.paper(paper))
+                    runs=" ".join(run_names(frame)), commit=words("commit"), paper=claim.paper(paper))
     return pd.DataFrame([line(known[name]) for name in only or known]).sort_values("verdict", key=lambda found: found.map(VERDICTS.index), kind="stable", ignore_index=True)
 
 
@@ -572,10 +572,17 @@ COLORS = {HOLDS: "#0072B2", FAILS: "#D55E00", UNDECIDED: "#7a6000", ONE_SEED: "#
 STYLE = "body{font:15px/1.45 sans-serif;margin:2em auto;max-width:1500px;padding:0 1em}table{border-collapse:collapse;width:100%}th,td{border-bottom:1px solid #ccc;padding:.35em .6em;text-align:left;vertical-align:top}th{background:#f2f2f2}td.n{white-space:nowrap}details{font-size:85%}.ok{color:#0072B2}.failed{color:#D55E00}"
 
 
-def result_files(names: str,   # run folders, separated by spaces
+def run_names(frame: pd.DataFrame) -> list[str]:  # lines of a page's CSV
+    "`folder/result file` of each line that a run made, or the folder where the CSV does not name the file; each once."
+    if "run" not in frame: return []
+    lines = frame.dropna(subset="run")
+    return list(dict.fromkeys(lines["run"] + ("/" + lines["result"] if "result" in lines else "")))
+
+
+def result_files(names: str,   # of `run_names`, separated by spaces
                  runs: Path) -> list[Path]:
-    "The result files of runs that are on this machine."
-    return [path for name in names.split() for path in sorted((Path(runs) / name).glob("result*.json"))]
+    "The result files that are on this machine; of a folder all."
+    return [path for name in names.split() for path in ([Path(runs) / name] if name.endswith(".json") else sorted((Path(runs) / name).glob("result*.json"))) if path.is_file()]
 
 
 def link(path: Path, folder: Path, text: str = "") -> str:  # HTML

@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .checkpoints import write_json
-from .claims import claims_frame, html_table, link, report_html, result_files
+from .claims import claims_frame, html_table, link, report_html, result_files, run_names
 from .cli import notebooks
 from .data import root
 from .experiments import code_checksum, workers_for
@@ -180,8 +180,10 @@ def pages_html(lines: pd.DataFrame,  # of `run_all`
         said = [link(path, runs, text) for path, text in files if path.is_file()]
         if (numbers := files[1][0]).is_file():
             frame = pd.read_csv(numbers)
-            found = [path for run in (dict.fromkeys(frame["run"].dropna()) if "run" in frame else ()) for path in result_files(str(run), runs)]
-            if found: said.append(f"<details><summary>{len(found)} results</summary>" + "<br>".join(link(path, runs, f"{path.parent.name}/{path.name}") for path in found) + "</details>")
+            made = frame.dropna(subset="run") if "run" in frame else frame.iloc[:0]
+            found = [(", ".join(f"{key} {value}" if key == "seed" else str(value) for key, value in line.items() if key in ("data", "row", "seed", "images")), path)
+                     for _, line in made.drop_duplicates([key for key in ("data", "row", "seed", "images", "run", "result") if key in made]).iterrows() for path in result_files(run_names(line.to_frame().T)[0], runs)]
+            if found: said.append(f"<details><summary>{len(found)} results</summary>" + "<br>".join(f"{html.escape(name)}: {link(path, runs, f'{path.parent.name}/{path.name}')}" for name, path in found) + "</details>")
         return [f"<b>{html.escape(name)}</b>", f"<span class='{line['status'].split()[0]}'>{line['status']}</span>", f"{line['seconds']:.0f}", html.escape(line["error"]), "<br>".join(said)]
     return html_table(["page", "status", "seconds", "", "where"], [row(line) for _, line in lines.iterrows()])
 

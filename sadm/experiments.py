@@ -10,14 +10,14 @@ __all__ = ['PROCESSES', 'NETWORKS', 'SAMPLERS', 'STRUCTURES', 'TIME_WEIGHTS', 'T
            'TABLE2', 'FROM_EDM', 'TABLE3', 'SEEDS', 'HO', 'CHAIN', 'FACES', 'KARRAS', 'KARRAS_64', 'PEEBLES', 'FULL',
            'FULL_DEFAULTS', 'LIKELIHOOD', 'TABLES', 'EARLY', 'LATE', 'EARLY_PLAIN', 'EARLY_SG', 'EARLY_SAT', 'LITE0',
            'B16', 'OMEGA', 'OMEGA_SCREEN', 'OMEGA_CONFIRM', 'STUDY_KEYS', 'with_defaults', 'device_of', 'complete',
-           'settings_hash', 'checksum_of', 'published_file', 'published_checksum', 'run_folder', 'result_path',
-           'environment', 'record_environment', 'cached_encoder', 'reference_features', 'pictures', 'pair_loss',
-           'build', 'stages', 'sampler_options', 'sampler_of', 'with_guidance', 'against_training', 'periodic', 'rank',
-           'train_run', 'sample_seeds', 'load_averages', 'trained_denoiser', 'decoder', 'samples_path', 'draw_shards',
-           'shards_to_file', 'drawn_samples', 'read_samples', 'heldout_loss', 'likelihood', 'published_metrics',
-           'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain', 'steps_done',
-           'environment_variables', 'workers_for', 'worker_pool', 'run_many', 'push', 'step_seconds', 'table_rows',
-           'full_key', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request',
+           'settings_hash', 'checksum_of', 'published_file', 'published_checksum', 'run_folder', 'result_name',
+           'result_path', 'environment', 'record_environment', 'cached_encoder', 'reference_features', 'pictures',
+           'pair_loss', 'build', 'stages', 'sampler_options', 'sampler_of', 'with_guidance', 'against_training',
+           'periodic', 'rank', 'train_run', 'sample_seeds', 'load_averages', 'trained_denoiser', 'decoder',
+           'samples_path', 'draw_shards', 'shards_to_file', 'drawn_samples', 'read_samples', 'heldout_loss',
+           'likelihood', 'published_metrics', 'evaluate', 'distances', 'launch', 'process_count', 'run', 'run_chain',
+           'steps_done', 'environment_variables', 'workers_for', 'worker_pool', 'run_many', 'push', 'step_seconds',
+           'table_rows', 'full_key', 'row_settings', 'prefixes', 'lacking', 'table_cells', 'resolve_scale', 'Request',
            'check_request', 'in_parts', 'baseline', 'omega_settings', 'omega_cells', 'results_frame', 'write_csv',
            'publish', 'run_table', 'other_code', 'training_seconds', 'samples_of', 'training_log', 'push_frame',
            'continue_study', 'parser', 'main']
@@ -202,9 +202,12 @@ def run_folder(settings: dict,  # complete
     return Path(runs) / f"{label}-{settings_hash({key: value for key, value in settings.items() if key not in after}, data_checksum=data.checksum, init_checksum=init)}"
 
 
+def result_name(settings: dict) -> str: return f"result-{settings_hash({key: settings[key] for key in MEASURE_KEYS + ENCODER_KEYS})}.json"
+
+
 def result_path(settings: dict, data: ImageData, runs: Path) -> Path:
     "The file with a run's measurements: one folder may hold several, made with different settings."
-    return run_folder(settings, data, runs) / f"result-{settings_hash({key: settings[key] for key in MEASURE_KEYS + ENCODER_KEYS})}.json"
+    return run_folder(settings, data, runs) / result_name(settings)
 
 
 def environment(data: ImageData, settings: dict) -> dict:
@@ -716,7 +719,7 @@ TABLE3 = {
 
 SEEDS = {"smoke": (0,), "quick": (0,), "study": tuple(range(12)), "full": (0,)}  # default seeds of a scale
 
-# What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (METHOD, inconsistencies). steps: of the backbone's published training, then of the adversarial one;
+# What is known of the paper's settings; the baselines of Table 5 equal published numbers of these systems (see inconsistencies.md). steps: of the backbone's published training, then of the adversarial one;
 # short: the same two for a run that starts from the `published` weights.
 HO = dict(batch_size=128, lr=2e-4, warmup=640_000, ema_halflife=887_000, flip=True)  # Ho et al. 2020, and score_sde after it: EMA 0.9999
 CHAIN = dict(process="ddpm", sampler="ancestral", sampler_steps="1000")
@@ -958,7 +961,7 @@ def results_frame(results: list[dict],  # of `run`
                   scale: str,
                  ) -> pd.DataFrame:     # one line per run
     """Results as one line per run, ready for `sadm.report` and for `data/results/`. `commit` and `code` name all that had a part in the
-    result, the training of its earlier phases included; `*_weights` are checksums of the encoders the distances were measured in, `settings` is a hash of
+    result, the training of its earlier phases included; `run` and `result` are its folder and the file in it; `*_weights` are checksums of the encoders the distances were measured in, `settings` is a hash of
     all settings and `differences` those that are not the default; `seconds` is the training's time, on whatever machine it ran beside whatever else."""
     def line(row, r):
         settings, parts = r["settings"], [*r["trained"], r["evaluated"]]
@@ -966,7 +969,7 @@ def results_frame(results: list[dict],  # of `run`
                     **{key: r[key] for key in ("fid", "sfid", "inception_score", "kid", "nll", "nll_se") if key in r},
                     **{key: r[key] for key in ("fd_independent", "fd_discriminator", "precision", "recall", *(f"loss_{sigma:g}" for sigma in LOSS_SIGMAS),
                                                "fd_independent_weights", "fd_discriminator_weights", "n_samples", "nfe")},
-                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, seconds=round(training_seconds(r), 1),
+                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, result=result_name(settings), seconds=round(training_seconds(r), 1),
                     settings=settings_hash(settings), differences=json.dumps({key: value for key, value in settings.items() if value is not None and value != DEFAULTS[key]}))
     return pd.DataFrame([line(row, r) for row, r in zip(rows, results)])
 
@@ -1000,7 +1003,8 @@ def run_table(table: str, cells: list[tuple], request: Request) -> tuple[list, p
 def other_code(frame: pd.DataFrame) -> str:
     "Says which results other code than the present had a part in."
     other = frame.loc[frame["code"] != code_checksum(), ["run", "commit", "code"]].drop_duplicates()
-    return f"all results were made by this code ({code_checksum()})" if other.empty else f"kept results that other code had a part in:\n{other.to_string(index=False)}"
+    names = lambda column: ", ".join(sorted({part for value in other[column] for part in str(value).split()} - {code_checksum()}))
+    return f"all results were made by this code ({code_checksum()})" if other.empty else f"{other['run'].nunique()} of {frame['run'].nunique()} runs are kept ones that other code had a part in ({names('code')}, commit {names('commit')}; this is {code_checksum()})"
 
 
 def training_seconds(result: dict) -> float:
