@@ -136,6 +136,15 @@ def test_a_rehearsal_notices_settings_that_no_run_survives(monkeypatch, capsys):
     assert plan.dry_run("table5", "smoke", rows="ddpm") == 1 and "'vgg' is not there yet" in capsys.readouterr().out
 
 
+def test_lsgm_and_sadm_on_it_are_rehearsed(capsys):
+    for table, column, latents in (("table2", "cifar10", "180 x 16 x 16"), ("table3", "celeba", "180 x 16 x 16")):
+        assert cli.main([table, "--scale", "full", "--rows", "SADM latent", "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        assert all(said in out for said in (f"{table}, SADM latent, {column}", "step of sg", "step of sat", "rk45", f"latents {latents}", "sadm.lsgm trains VAE and prior on one")), out
+    faces = plan.plan(["table3"], ["SADM latent"])
+    assert [line["column"] for line in faces] == ["celeba", "ffhq"] and not any("phases" in line for line in faces) and all("authors published none" in line["lacks"][-1] for line in faces)
+
+
 def test_wrong_names_are_refused(capsys):
     assert cli.main(["table5", "--scale", "smoke", "--rows", "sadm", "--dry-run"]) == 1
     assert "unknown row 'sadm'; the rows are ddpm, sg" in capsys.readouterr().err
