@@ -50,11 +50,11 @@ def table_lines(table: str,                # name of a page of `reproduce/`
                 results: Path | None = None,  # folder of the committed studies; None: the kit's own
                 seeds: Sequence[int] = (),  # only these; empty: all
                ) -> Lines | None:          # None where there is no such file
-    "A table's results: at full scale the full run's, else the committed study's, else the largest live run's up to the scale."
+    "A table's results: at full scale the full run's, else the committed study's, else the largest live run's up to the scale, else the committed quick run's."
     if scale not in (known := ("smoke", "quick", "study", "full")): raise ValueError(f"scale must be one of {', '.join(known)}, got {scale!r}")
-    study = carried(f"results/{table}.csv") if results is None else Path(results) / f"{table}.csv"
+    committed = lambda name: carried(f"results/{name}") if results is None else Path(results) / name
     live = lambda scale: (Path(runs) / f"{table}-{scale}.csv", scale)
-    places = [live("full")] if scale == "full" else [(study, "study"), *([live("smoke")] if scale == "smoke" else [live("study"), live("quick")])]
+    places = [live("full")] if scale == "full" else [(committed(f"{table}.csv"), "study"), *([live("smoke")] if scale == "smoke" else [live("study"), live("quick"), (committed(f"quick/{table}.csv"), "quick")])]
     for path, made in places:
         if not path.is_file(): continue
         frame = pd.read_csv(path)

@@ -167,6 +167,14 @@ def test_the_committed_study_comes_before_a_live_run_and_a_full_run_stands_alone
     assert judge("quick")["verdict"] == HOLDS and judge("quick")["scale"] == "study"
     assert judge("quick", runs)["verdict"] == FAILS and judge("quick", runs)["source"] == "table5-quick.csv"
     assert judge("full")["verdict"] == NOT_RUN, "a study is no full run"
+    (results / "quick").mkdir()
+    table5(0.8, 0.6, scale="quick").query("seed == 0").to_csv(results / "quick" / "table5.csv", index=False)
+    assert judge("quick")["scale"] == "study", "the study comes first"
+    (results / "table5.csv").rename(tmp_path / "table5.csv")
+    assert judge("quick")["source"] == "table5-quick.csv" and judge("smoke")["verdict"] == NOT_RUN, "a live run comes before the committed one"
+    (runs / "table5-quick.csv").unlink()
+    assert judge("quick")["verdict"] == ONE_SEED and judge("quick")["scale"] == "quick" and judge("full")["verdict"] == NOT_RUN
+    (tmp_path / "table5.csv").rename(results / "table5.csv")
     table5(0.8, 0.6, scale="full").to_csv(runs / "table5-full.csv", index=False)
     assert judge("full")["verdict"] == HOLDS and judge("full")["scale"] == "full"
     assert claims_frame(results, runs, "quick", only=["sg"], seeds=[3]).iloc[0]["verdict"] == ONE_SEED
