@@ -175,7 +175,7 @@ def adapted_samples(settings: dict, runs: Path, noise: int | None = None) -> Pat
     return shards_to_file(path)
 
 
-def adaptation_result_name(settings: dict) -> str: return f"result-{settings_hash({key: settings[key] for key in AFTERWARDS})}.json"
+def adaptation_result_name(settings: dict) -> str: return f"result-{settings_hash({key: settings.get(key) for key in AFTERWARDS})}.json"  # a kept result may lack newer settings
 
 
 def adapt(settings: dict,        # differences from ADAPT_DEFAULTS

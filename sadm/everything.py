@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CALL', 'ALONE', 'in_order', 'checksum', 'page_key', 'stop', 'run_page', 'error_line', 'groups', 'run_all',
-           'pages_html', 'write_report', 'parser', 'main']
+           'results_of', 'pages_html', 'write_report', 'parser', 'main']
 
 # %% ../nbs/17c_everything.ipynb #c4024446
 import argparse
@@ -171,6 +171,16 @@ def run_all(scale: str,                # smoke, quick or study
     return pd.DataFrame([dict(name=name, **line(name)) for name in every])
 
 # %% ../nbs/17c_everything.ipynb #f9014675
+def results_of(numbers: Path,  # a page's CSV
+               runs: Path) -> list[tuple[str, Path]]:
+    "What each line of a page's numbers is, and the result file it comes from."
+    frame = pd.read_csv(numbers)
+    if "run" not in frame: return []
+    keys = [key for key in ("data", "row", "seed", "images") if key in frame]
+    lines = frame.dropna(subset="run").drop_duplicates([*keys, "run", *(["result"] if "result" in frame else [])])
+    return [(", ".join(f"{key} {line[key]}" if key in ("seed", "images") else str(line[key]) for key in keys), path) for _, line in lines.iterrows() for path in result_files(" ".join(run_names(line.to_frame().T)), runs)]
+
+
 def pages_html(lines: pd.DataFrame,  # of `run_all`
                scale: str, runs: Path) -> str:
     "The pages as an HTML table: status, time, and links to the executed notebook, its numbers, what it printed and its results."
@@ -178,11 +188,8 @@ def pages_html(lines: pd.DataFrame,  # of `run_all`
         name = line["name"]
         files = [(runs / f"{name}-{scale}.ipynb", "executed notebook"), (runs / f"{name}-{scale}.csv", "numbers"), (runs / f"all-{scale}" / f"{name}.log", "what it printed")]
         said = [link(path, runs, text) for path, text in files if path.is_file()]
-        if (numbers := files[1][0]).is_file():
-            frame = pd.read_csv(numbers)
-            made = frame.dropna(subset="run") if "run" in frame else frame.iloc[:0]
-            found = [(", ".join(f"{key} {value}" if key == "seed" else str(value) for key, value in line.items() if key in ("data", "row", "seed", "images")), path)
-                     for _, line in made.drop_duplicates([key for key in ("data", "row", "seed", "images", "run", "result") if key in made]).iterrows() for path in result_files(run_names(line.to_frame().T)[0], runs)]
+        if files[1][0].is_file():
+            found = results_of(files[1][0], runs)
             if found: said.append(f"<details><summary>{len(found)} results</summary>" + "<br>".join(f"{html.escape(name)}: {link(path, runs, f'{path.parent.name}/{path.name}')}" for name, path in found) + "</details>")
         return [f"<b>{html.escape(name)}</b>", f"<span class='{line['status'].split()[0]}'>{line['status']}</span>", f"{line['seconds']:.0f}", html.escape(line["error"]), "<br>".join(said)]
     return html_table(["page", "status", "seconds", "", "where"], [row(line) for _, line in lines.iterrows()])

@@ -198,8 +198,8 @@ def beside_systems(paper: pd.DataFrame,         # from `paper_table`: systems x 
                   ) -> pd.DataFrame:            # text; index: the paper's system, our row
     "The paper's numbers and, from other data and at another scale, ours: mean ± standard deviation over seeds."
     if wrong := [row for row, described in rows.items() if described.get("paper") not in (None, *paper.index)]: raise ValueError(f"{wrong[0]!r} stands for {rows[wrong[0]]['paper']!r}, which is none of {', '.join(paper.index)}")
-    digits = lambda v: 0 if abs(v) >= 1000 else 1 if abs(v) >= 100 else 2 if abs(v) >= 10 else 3
-    spread = lambda v: "not run" if len(v) == 0 else f"{v.iloc[0]:.{digits(v.iloc[0])}f} (1 seed)" if len(v) == 1 else f"{v.mean():.{digits(v.mean())}f} ± {v.std():.{digits(v.mean())}f} ({len(v)} seeds)"
+    digits = lambda v: 0 if (v == v.round()).all() else 1 if v.abs().max() >= 100 else 2 if v.abs().max() >= 10 else 3  # counts stay whole
+    spread = lambda v: "not run" if len(v) == 0 else f"{v.iloc[0]:.{digits(v)}f} (1 seed)" if len(v) == 1 else f"{v.mean():.{digits(v)}f} ± {v.std():.{digits(v)}f} ({len(v)} seeds)"
     ours = lambda row: {f"ours ({m})": spread(lines.loc[lines["row"] == row, m].dropna()) if m in lines else "not measured" for m in measures}
     printed = {name: {f"paper ({column})": "" if pd.isna(value) else f"{value:.2f}".removesuffix(".00") for column, value in line.items()} for name, line in paper.iterrows()}
     made = [(name, row) for name in paper.index for row in [row for row in rows if rows[row].get("paper") == name] or [None]] + [("a departure: from published weights" if rows[row].get("init") else "not in the paper", row) for row in rows if not rows[row].get("paper")]

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from sadm.claims import CLAIMS, VERDICTS, claims_frame, proved, report_html, structural_pairs
-from sadm.data import root
+from sadm.data import FINE_TUNING, root
 from sadm.everything import in_order, main, page_key, run_all, write_report
 from sadm.experiments import workers_for
 
@@ -51,6 +51,8 @@ def full(*rows):  # (row, factor, phases, data, more settings)
 
 PLAIN, SADM = [["plain", 2]], [["sg", 1], ["sat", 1]]
 def pair(gain, data, **more): return full(("base", 1., PLAIN, data, more), ("sadm", gain, SADM, data, more))
+def imagenet(first, second, guidance=1.5): return pd.concat([pair(first, "imagenet256_latents", guidance=guidance), pair(second, "imagenet512_latents", guidance=guidance)])
+def faces(celeba, ffhq): return pd.concat([pair(celeba, "celeba64"), pair(ffhq, "ffhq64")])
 
 
 WORLDS = [  # claim, page, a world where the sentence is true, worlds where it is false
@@ -77,15 +79,15 @@ WORLDS = [  # claim, page, a world where the sentence is true, worlds where it i
     ("resnet18", "fig7", made(dict(plain=1., inception_v3=0.8, vit_b_16=0.8, resnet18=1.)), [made(dict(plain=1., inception_v3=0.8, vit_b_16=1., resnet18=1.))]),
     ("first_round", "fig8", rounds(0.7, 0.7, 0.7), [rounds(1., 0.7, 0.7), rounds(1.3, 0.7, 0.7)]),
     ("rounds", "fig8", rounds(0.8, 0.7, 0.7), [rounds(0.8, 0.7, 0.5), rounds(0.8, 0.7, 1.)]),
-    ("dit", "table1-full", pair(0.7, "imagenet256_latents"), [pair(1., "imagenet256_latents"), pd.concat([pair(0.7, "imagenet256_latents"), pair(1.2, "imagenet512_latents")])]),
-    ("mdt", "table1-full", pair(0.7, "imagenet256_latents"), [pair(1., "imagenet256_latents")]),  # 1.54 and 2.2; MDT: 1.79
+    ("dit", "table1-full", imagenet(0.7, 0.7), [imagenet(1., 1.), imagenet(0.7, 1.2), imagenet(1.2, 0.7)]),
+    ("mdt", "table1-full", imagenet(0.7, 1.), [imagenet(1., 0.7)]),  # 1.54 and 2.2; MDT: 1.79
     ("image_space", "table2-full", pair(0.7, "cifar10"), [pair(1., "cifar10")]),
     ("latent_space", "table2-full", pair(0.7, "cifar10_latents"), [pair(1., "cifar10_latents")]),
     ("latent_space", "lsgm_sadm", made(dict(lsgm_continued=1., lsgm_sadm=0.7)), [made(dict(lsgm_continued=1., lsgm_sadm=1.)), made(dict(lsgm_continued=1., lsgm_sadm=1.3))]),
     ("nll_latent", "lsgm_sadm", made(dict(lsgm_continued=1., lsgm_sadm=0.97), "bits_per_dim", noise=0.001), [made(dict(lsgm_continued=1., lsgm_sadm=factor), "bits_per_dim", noise=0.001) for factor in (1., 1.03)]),
     ("conditional", "table2-full", pair(0.7, "cifar10", conditional=True), [pair(1., "cifar10", conditional=True)]),
     ("nll", "table2-full", pair(0.7, "cifar10"), [pair(1., "cifar10"), pair(0.7, "cifar10").assign(nll=lambda f: 2 - f["nll"] / 10)]),
-    ("faces", "table3-full", pair(0.7, "ffhq64"), [pair(1., "ffhq64")]),
+    ("faces", "table3-full", faces(0.7, 0.7), [faces(0.7, 1.), faces(1., 0.7)]),
     ("artbench", "table4-full", pd.concat([made(dict(sadm=0.7, difffit=1.), data="artbench10"), made(dict(sadm=0.09, difffit=0.2), data="food101")]), [pd.concat([made(dict(sadm=0.9, difffit=1.), data="artbench10"), made(dict(sadm=0.7, difffit=1.), data="food101")])]),
 ]
 
@@ -129,9 +131,9 @@ def test_what_was_chosen_after_its_results_is_at_most_undecided(tmp_path):
 
 def columns_of(gain, **others):  # a full run of every column that the paper prints, all of one gain but for some
     level = lambda data: others.get(data, gain)
-    return {"table1-full": pd.concat([pair(level(data), data) for data in ("imagenet256_latents", "imagenet512_latents")]),
+    return {"table1-full": imagenet(gain, gain),
             "table2-full": pd.concat([pair(level("cifar10"), "cifar10"), pair(level("cifar10"), "cifar10", conditional=True).assign(row=lambda f: f["row"] + " conditional")]),
-            "table3-full": pd.concat([pair(level(data), data) for data in ("celeba64", "ffhq64")])}
+            "table3-full": faces(level("celeba64"), level("ffhq64"))}
 
 
 def test_state_of_the_art_needs_every_column(tmp_path):
@@ -139,15 +141,27 @@ def test_state_of_the_art_needs_every_column(tmp_path):
     assert judge(columns_of(0.5))["verdict"] == HOLDS, judge(columns_of(0.5))["evidence"]
     assert judge(columns_of(0.5, ffhq64=1.3))["verdict"] == FAILS
     assert judge({page: frame for page, frame in columns_of(0.5).items() if page != "table3-full"})["verdict"] == NOT_RUN
-    assert verdict(tmp_path, "mdt", "table1-full", pair(0.6, "imagenet256_latents", init="DiT-XL-2-256x256.pt"))["verdict"] == NOT_RUN, "from published weights: a departure"
+    assert verdict(tmp_path, "mdt", "table1-full", pair(0.6, "imagenet256_latents", guidance=1.5, init="DiT-XL-2-256x256.pt"))["verdict"] == NOT_RUN, "from published weights: a departure"
+    assert verdict(tmp_path, "mdt", "table1-full", imagenet(0.6, 0.6, guidance=1.25))["verdict"] == NOT_RUN, "a weight of one's choice decides nothing"
+    assert verdict(tmp_path, "sota", "table1-full", imagenet(2., 2.), **{"table3-full": faces(0.5, 0.5).query("seed == 0")})["verdict"] == FAILS, "what fails with eight seeds fails, whatever has one"
     weights = lambda at_one_and_a_half, other: pd.concat([pair(level, "imagenet256_latents", guidance=weight).assign(row=lambda f: f["row"] + f" {weight}") for weight, level in ((None, other), (1.25, other), (1.5, at_one_and_a_half), (2., other))])
     assert [verdict(tmp_path, "mdt", "table1-full", world)["verdict"] for world in (weights(0.6, 2.), weights(2., 0.6))] == [HOLDS, FAILS]
 
 
 def test_every_backbone_has_to_gain(tmp_path):
-    judge = lambda image, latent: verdict(tmp_path, "any_backbone", "table1-full", pair(0.7, "imagenet256_latents"), **{"table2-full": pd.concat([pair(image, "cifar10"), pair(latent, "cifar10_latents").assign(row=lambda f: f["row"] + " latent")])})["verdict"]
+    judge = lambda image, latent: verdict(tmp_path, "any_backbone", "table1-full", imagenet(0.7, 0.7), **{"table2-full": pd.concat([pair(image, "cifar10"), pair(latent, "cifar10_latents").assign(row=lambda f: f["row"] + " latent")])})["verdict"]
     assert [judge(0.7, 0.7), judge(0.7, 1.), judge(1., 0.7)] == [HOLDS, FAILS, FAILS]
-    assert verdict(tmp_path, "any_backbone", "table1-full", pair(0.7, "imagenet256_latents"))["verdict"] == NOT_RUN
+    assert verdict(tmp_path, "any_backbone", "table1-full", imagenet(0.7, 0.7))["verdict"] == NOT_RUN
+    one = imagenet(0.7, 0.7).query("seed == 0").rename(columns=dict(fid="fd")).assign(scale="quick", data="fashion16")
+    found = verdict(tmp_path, "any_backbone", "table1-quick", one, lsgm_sadm=made(dict(lsgm_continued=1., lsgm_sadm=1.)))
+    assert found["verdict"] == FAILS and found["seeds"] == 8 and found["source"].endswith("lsgm_sadm.csv") and found["scale"] == "study", "seeds and source of what decides"
+
+
+def test_a_sentence_about_all_data_sets_waits_for_all_of_them(tmp_path):
+    assert [verdict(tmp_path, "faces", "table3-full", pair(gain, "ffhq64"))["verdict"] for gain in (0.7, 1.)] == [NOT_RUN, FAILS]
+    targets = pd.concat([made(dict(sadm_full=0.7, adaptformer=1., bitfit=1., vpt=1., lora=1., difffit=1., full=1.), data=name, scale="full") for name in FINE_TUNING])
+    assert verdict(tmp_path, "sota_adaptation", "table4-full", targets)["verdict"] == HOLDS
+    assert verdict(tmp_path, "sota_adaptation", "table4-full", targets[targets["data"] != "sun397"])["verdict"] == NOT_RUN
 
 
 def test_nothing_is_concluded_from_smoke_nor_from_nothing(tmp_path):
@@ -189,7 +203,7 @@ def test_a_gain_in_fid_alone_is_undecided(tmp_path):
 
 
 def test_a_mean_below_a_published_number_is_not_enough(tmp_path):
-    near = verdict(tmp_path, "mdt", "table1-full", pair(0.785, "imagenet256_latents"))  # 1.74 or so, below 1.79, with an interval that holds it
+    near = verdict(tmp_path, "mdt", "table1-full", pair(0.785, "imagenet256_latents", guidance=1.5))  # 1.74 or so, below 1.79, with an interval that holds it
     assert near["verdict"] == UNDECIDED, near["evidence"]
 
 
