@@ -894,6 +894,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'sadm.plan.kept_activations': ('nbs/plan.html#kept_activations', 'sadm/plan.py'),
                            'sadm.plan.latent_cell': ('nbs/plan.html#latent_cell', 'sadm/plan.py'),
                            'sadm.plan.latent_cost': ('nbs/plan.html#latent_cost', 'sadm/plan.py'),
+                           'sadm.plan.latent_lacks': ('nbs/plan.html#latent_lacks', 'sadm/plan.py'),
                            'sadm.plan.latent_parts': ('nbs/plan.html#latent_parts', 'sadm/plan.py'),
                            'sadm.plan.latent_settings': ('nbs/plan.html#latent_settings', 'sadm/plan.py'),
                            'sadm.plan.local_encoder': ('nbs/plan.html#local_encoder', 'sadm/plan.py'),

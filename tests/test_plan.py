@@ -141,8 +141,20 @@ def test_lsgm_and_sadm_on_it_are_rehearsed(capsys):
         assert cli.main([table, "--scale", "full", "--rows", "SADM latent", "--dry-run"]) == 0
         out = capsys.readouterr().out
         assert all(said in out for said in (f"{table}, SADM latent, {column}", "step of sg", "step of sat", "rk45", f"latents {latents}", "sadm.lsgm trains VAE and prior on one")), out
+    assert cli.main(["table2", "--scale", "full", "--rows", "LSGM", "--dry-run"]) == 0 and capsys.readouterr().out.count("step of plain") == 2
     faces = plan.plan(["table3"], ["SADM latent"])
     assert [line["column"] for line in faces] == ["celeba", "ffhq"] and not any("phases" in line for line in faces) and all("authors published none" in line["lacks"][-1] for line in faces)
+
+
+def test_a_part_of_lsgm_that_does_not_learn_is_noticed(monkeypatch, capsys):
+    whole = plan.lsgm_training
+    def without(vae, prior, *args, **settings):
+        parts, step = whole(vae, prior, *args, **settings)
+        parts["prior_optimizer"].step = lambda *_: None
+        return parts, step
+    monkeypatch.setattr(plan, "lsgm_training", without)
+    assert cli.main(["table2", "--scale", "full", "--rows", "LSGM", "--dry-run"]) == 1
+    assert "plain: no weight of the prior moved" in capsys.readouterr().out
 
 
 def test_wrong_names_are_refused(capsys):
