@@ -109,7 +109,7 @@ def half_sums(x: Tensor,  # (N, D) float16
     if D > 1600: return half_sums(x[:, :(cut := 8 * math.ceil(math.ceil(D / 2) / 8))]) + half_sums(x[:, cut:])
     whole, packets = D // 32 * 32, D // 8 * 8
     total = x.new_zeros(len(x), 32)
-    for part in x[:, :whole].split(32, 1): total = total + part
+    for part in x[:, :whole].split(32, 1) if whole else (): total = total + part
     a, b, c, d = total.split(8, 1)
     lanes = ((a + b) + c) + d
     for part in x[:, whole:packets].split(8, 1) if packets > whole else (): lanes = lanes + part
