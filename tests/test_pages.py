@@ -86,7 +86,8 @@ def test_sadm_all_reports_every_page_and_claim(everything):
     for name in ["table5", *OTHERS, *(claim.id for claim in CLAIMS)]: assert f"<b>{name}</b>" in report
     links = re.findall(r'href="([^"]+)"', report)
     assert len(links) > 100 and not [link for link in links if not (runs / link).exists()]
-    assert seconds < 1200 * max(1, os.getloadavg()[0] / os.cpu_count()), "ten minutes on two quiet cores, and as much again for whatever else a machine does"
+    # Two pages and the other worker's tests are three processes on two cores: ten minutes become fifteen (6:21 were measured so), and more where the machine has still more to do.
+    assert seconds < 900 * max(1, max(os.getloadavg()) / (2 * os.cpu_count())), f"sadm all --scale smoke took {seconds:.0f} s"
 
 
 @pytest.mark.parametrize("name", OTHERS)
