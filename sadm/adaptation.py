@@ -6,8 +6,8 @@
 __all__ = ['ADAPT_DEFAULTS', 'SOURCE_KEYS', 'AFTERWARDS', 'EXECUTION', 'STRUCTURAL', 'STARTS', 'ROWS', 'LR', 'SADM_SHARE',
            'ADAPT_SCALES', 'ADAPT_FULL', 'FULL_LR', 'FULL_TABLES', 'complete_adaptation', 'fresh_net', 'with_trained',
            'source_model', 'adaptation_folder', 'prepared_net', 'adapted_net', 'structural_term', 'train_adaptation',
-           'sampled_labels', 'draw_adapted', 'adapted_samples', 'adaptation_result_name', 'adapt',
-           'adaptation_settings', 'full_entry', 'as_run', 'adaptation_cells', 'adapt_many', 'adaptation_frame']
+           'sampled_labels', 'draw_adapted', 'adapted_samples', 'adapt', 'adaptation_settings', 'full_entry', 'as_run',
+           'adaptation_cells', 'adapt_many', 'adaptation_frame']
 
 # %% ../nbs/15c_adaptation.ipynb #153ffac9
 import json
@@ -25,7 +25,7 @@ from .data import DATASETS, FINE_TUNING, load_data
 from .diffusion import DDPM, Denoiser
 from .discriminator import StructuralLoss
 from .dit import DiT
-from .experiments import (DEFAULTS, ENCODERS, SAMPLERS, TABLES, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, sampler_of,
+from .experiments import (DEFAULTS, ENCODERS, SAMPLERS, TABLES, cached_encoder, decoder, device_of, distances, environment, lacking, pair_loss, pictures, published_checksum, published_file, published_metrics, read_samples, record_environment, result_name, sampler_of,
                               settings_hash, shards_to_file, with_defaults, with_guidance, worker_pool, workers_for)
 from .features import EXTRACTORS
 from .finetuning import METHODS, STARTING_POINTS, TABLE4, finetuned, load_trainable, starting_point, trainable_count
@@ -175,9 +175,6 @@ def adapted_samples(settings: dict, runs: Path, noise: int | None = None) -> Pat
     return shards_to_file(path)
 
 
-def adaptation_result_name(settings: dict) -> str: return f"result-{settings_hash({key: settings.get(key) for key in AFTERWARDS})}.json"  # a kept result may lack newer settings
-
-
 def adapt(settings: dict,        # differences from ADAPT_DEFAULTS
           runs: Path = "_runs",
           wait: bool = False,    # if another process holds this run: wait for it, or say so and stop
@@ -186,7 +183,7 @@ def adapt(settings: dict,        # differences from ADAPT_DEFAULTS
     settings = complete_adaptation(settings)
     torch.set_num_threads(settings["threads"])
     folder = adaptation_folder(settings, runs)
-    path = folder / adaptation_result_name(settings)
+    path = folder / result_name(settings, AFTERWARDS)
     if not path.exists():
         train_adaptation(settings, runs, wait)
         lock = held(folder, wait)
@@ -281,6 +278,6 @@ def adaptation_frame(results: list[dict], rows: list[str], scale: str) -> pd.Dat
         return dict(row=row, seed=settings["seed"], data=settings["target"], scale=scale, images=sum(n for _, n in settings["phases"]) * settings["batch_size"], trainable=r["trainable"],
                     **{key: r[key] for key in ("fid", "kid", "fd_discriminator", "fd_discriminator_weights") if key in r},
                     **{key: r.get(key) for key in ("fd_independent", "fd_classifier", "precision", "recall", "fd_independent_weights", "fd_classifier_weights", "nfe")}, n_samples=settings["n_samples"],
-                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, result=adaptation_result_name(settings),
+                    **{key: " ".join(sorted({part[key] for part in parts})) for key in ("commit", "code")}, run=Path(r["folder"]).name, result=result_name(settings, AFTERWARDS),
                     settings=settings_hash(settings), differences=json.dumps({key: value for key, value in settings.items() if value is not None and value != ADAPT_DEFAULTS[key]}))
     return pd.DataFrame([line(row, r) for row, r in zip(rows, results)])

@@ -202,7 +202,7 @@ def run_folder(settings: dict,  # complete
     return Path(runs) / f"{label}-{settings_hash({key: value for key, value in settings.items() if key not in after}, data_checksum=data.checksum, init_checksum=init)}"
 
 
-def result_name(settings: dict) -> str: return f"result-{settings_hash({key: settings.get(key) for key in MEASURE_KEYS + ENCODER_KEYS})}.json"  # a kept result may lack newer settings
+def result_name(settings: dict, keys: tuple = MEASURE_KEYS + ENCODER_KEYS) -> str: return f"result-{settings_hash({key: settings.get(key) for key in keys})}.json"  # a kept result may lack newer settings
 
 
 def result_path(settings: dict, data: ImageData, runs: Path) -> Path:

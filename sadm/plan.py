@@ -6,10 +6,11 @@
 __all__ = ['FROM_TORCHVISION', 'LATENT_ROWS', 'LATENT_DATA', 'PEAK', 'ESTIMATE', 'fresh_encoder', 'autoencoder', 'parameters',
            'counted', 'on_meta', 'kept_activations', 'network_cost', 'structure_cost', 'affinity_flops', 'costs_of',
            'step_flops', 'paper_nfe', 'network_calls', 'stage_names', 'memory_bytes', 'vae_decode', 'classifier_call',
-           'sample_flops', 'shape_of', 'cell', 'total', 'two_images', 'latent_lacks', 'latent_parts', 'latent_cost',
-           'latent_settings', 'latent_cell', 'rows_of', 'plan', 'hours', 'tera', 'described', 'as_text', 'two_blocks',
-           'standing_in', 'local_encoder', 'short_phases', 'stand_ins', 'said_of', 'rehearse', 'rehearse_adaptation',
-           'published_there', 'asked_for', 'check_row', 'check_latent_row', 'dry_run', 'main']
+           'sample_flops', 'shape_of', 'data_needed', 'cell', 'total', 'two_images', 'latent_lacks', 'latent_calls',
+           'latent_parts', 'latent_cost', 'latent_settings', 'latent_cell', 'rows_of', 'plan', 'hours', 'tera',
+           'described', 'as_text', 'two_blocks', 'standing_in', 'local_encoder', 'short_phases', 'stand_ins', 'said_of',
+           'rehearse', 'rehearse_adaptation', 'published_there', 'asked_for', 'check_row', 'check_latent_row',
+           'dry_run', 'main']
 
 # %% ../nbs/17d_plan.ipynb #a6346aab
 import argparse
@@ -251,13 +252,16 @@ def shape_of(name: str) -> tuple:  # of sadm.data.DATASETS -> (C, H, W)
     except (FileNotFoundError, ValueError): return doctor.image_shape(name)
 
 
+def data_needed(one: dict) -> dict: return dict(name=one["name"], ready=one["ready"], state=one["state"], bytes=one["original"] + one["prepared"])  # of doctor.data_sets
+
+
 def cell(table: str, column: str, row: str, settings: dict | None, lacks: list[str], sets: dict, speed: float, gpus: int) -> dict:  # the first five as doctor.full_cells has them; sets: of doctor.data_sets, by name; speed: FLOP/s
     "What one row of a table takes on one data set; a row whose settings are wrong has no `phases`, and says why under `lacks`."
     short = lambda part: part.replace(f"no weights at {doctor.hub_checkpoints()}/", "no weights ").replace("put it there", "put it into torch's folder (`sadm doctor` names it)")
     line = dict(table=table, column=column, row=row, lacks=list(map(short, lacks)), data=[])
     if settings is None: return line
     stored = [sets[name] for name in dict.fromkeys([settings["data"].removesuffix("_latents"), settings["data"]])]
-    line["data"] = [dict(name=one["name"], ready=one["ready"], state=one["state"], bytes=one["original"] + one["prepared"]) for one in stored]
+    line["data"] = list(map(data_needed, stored))
     shape, per_hour, latents = shape_of(settings["data"]), 3600 * speed, settings["data"].endswith("_latents")
     (network, _), stages, n = costs_of(settings, shape), stage_names(settings), settings["n_samples"]
     phases = [dict(stage=stage, phase=name, steps=steps, flops=step_flops(settings, name, shape), disk=5 * 4 * network["trained"]) for stage, (name, steps) in zip(stages, settings["phases"])]
@@ -274,7 +278,7 @@ def total(cells: list[dict]) -> dict:  # gpu_hours, disk
     once = {part["stage"]: part for line in cells if "phases" in line for part in (*line["phases"], *line["samples"])}
     return {key: sum(part[key] for part in once.values()) for key in ("gpu_hours", "disk")}
 
-
+# %% ../nbs/17d_plan.ipynb #83869549
 def two_images(name: str, shape: tuple, classes: int) -> ImageData:  # (C, H, W) of what the denoiser sees
     "A data set of two images, or of their latents, that nobody took."
     g, labels = torch.Generator().manual_seed(0), torch.arange(2) % max(classes, 1)
@@ -293,6 +297,9 @@ def latent_lacks(column: str) -> list[str]:
             "how the paper trained on LSGM: it does not say", *([] if column == "cifar10" else ["LSGM's settings for faces of 64 pixels: its authors published none"])]
 
 
+def latent_calls(column: str) -> int: return paper_nfe("LSGM (latent space)", "cifar10") if column == "cifar10" else paper_nfe("SADM (latent space)", "celeba and ffhq")
+
+
 def latent_parts(size: str | dict, prior: str | dict) -> tuple:  # of NVAE_SIZES and PRIOR_SIZES, or such dicts -> VAE, prior
     "LSGM's two networks."
     vae = nvae(size)
@@ -307,15 +314,15 @@ def latent_cost(size: str, prior: str) -> dict:  # of NVAE_SIZES, PRIOR_SIZES ->
     data = two_images("pixels", (3, vae.img_resolution, vae.img_resolution), 1)
     structure = decoded_structure(vae, encoder, chunk=1, checkpoint=True).to("meta")
     structure.compare = lambda real, fake, omega_t, group: (real * fake).mean()  # see `affinity_flops`
-    found = dict(parameters=parameters(vae) + parameters(prior.net), first=parameters(vae), encoder=parameters(encoder))
+    found, kept = dict(parameters=parameters(vae) + parameters(prior.net), first=parameters(vae), encoder=parameters(encoder)), {}
     for phase in ("vae", "plain", "sg", "sat"):
         _, step = lsgm_training(vae, None if phase == "vae" else prior, data, batch_size=2, spectral=0., phases=None if phase == "vae" else [(phase, 1)], structure=structure if phase in ("sg", "sat") else None)
-        if phase == "plain": found["activations"] = kept_activations(nn.ModuleList([vae, prior.net]), lambda: step(0)) // 2
-        found[phase] = counted(lambda: step(0)) // 2
+        def work(): kept[phase] = kept_activations(nn.ModuleList([vae, prior.net]), lambda: step(0)) // 2
+        found[phase] = counted(work) // 2
     z0, sigma, z_hat = torch.empty(1, *vae.latent_shape, device="meta"), torch.empty(1, device="meta"), torch.empty(1, *vae.latent_shape, device="meta", requires_grad=True)
     features = structure.encode_frozen(z0).detach()
     guidance, ascent = (kept_activations(structure, work, z_hat) for work in (lambda z_hat: structure(z0, z_hat, sigma, None, features), lambda z_hat: structure.discriminator_loss(z0, z_hat, sigma)))
-    found |= dict(structure=max(guidance, ascent), once=saved_bytes(FrozenDecoder(vae), z_hat))
+    found |= dict(activations=kept["plain"], structure=max(guidance, ascent), once=saved_bytes(FrozenDecoder(vae), z_hat))
     for net in (vae.eval(), prior.net): net.requires_grad_(False)
     return found | dict(call=counted(lambda: prior(z0, torch.ones(1, device="meta"))), decode=counted(lambda: vae.decoded_mean(z0)))
 
@@ -330,8 +337,7 @@ def latent_settings(row: str) -> dict:  # of CIFAR-10
 
 def latent_cell(table: str, column: str, row: str, sets: dict, speed: float, gpus: int) -> dict:  # of LATENT_ROWS; as `cell`
     "What one of LSGM's rows takes; of faces, for which LSGM published no command, only what is missing."
-    one = sets[LATENT_DATA[column]]
-    line = dict(table=table, column=column, row=row, lacks=latent_lacks(column), data=[dict(name=one["name"], ready=one["ready"], state=one["state"], bytes=one["original"] + one["prepared"])])
+    line = dict(table=table, column=column, row=row, lacks=latent_lacks(column), data=[data_needed(sets[LATENT_DATA[column]])])
     if column != "cifar10": return line
     settings, per_hour = latent_settings(row), 3600 * speed
     cost, batch = latent_cost(settings["size"], settings["prior"]), settings["batch_size"]
@@ -339,7 +345,7 @@ def latent_cell(table: str, column: str, row: str, sets: dict, speed: float, gpu
     phases = [dict(stage=stage, phase=name, steps=steps, flops=batch * cost[name] + (affinity_flops(name, "pairs", "cosine", batch, 2048) if name in ("sg", "sat") else 0), disk=5 * 4 * cost["first" if name == "vae" else "parameters"])
               for stage, (name, steps) in zip(stages, [["vae", settings["first"]], *settings["phases"]])]
     for phase in phases: phase["gpu_hours"] = phase["steps"] * phase["flops"] / per_hour
-    calls, n = paper_nfe("LSGM (latent space)", "cifar10"), settings["n_samples"]
+    calls, n = latent_calls(column), settings["n_samples"]
     flops = calls * cost["call"] + cost["decode"]
     samples = [dict(stage=f"{stages[-1]}, {n}", images=n, nfe=calls, guided="", flops=flops, gpu_hours=n * flops / per_hour, disk=n * 3 * 32 * 32)]
     share, structural = -(-batch // gpus), row == "SADM latent"
@@ -347,12 +353,12 @@ def latent_cell(table: str, column: str, row: str, sets: dict, speed: float, gpu
     line |= dict(network="nvae + ncsnpp", parameters=cost["parameters"], trained=cost["parameters"], batch_size=batch, phases=phases, samples=samples, memory=memory)
     return line | total([line])
 
-
+# %% ../nbs/17d_plan.ipynb #2e0552d7
 def rows_of(table: str, scale: str) -> list[str]:  # of FULL_TABLES
     "The rows of a table at a scale."
     if table not in FULL_TABLES: raise ValueError(f"there are the tables {', '.join(FULL_TABLES)}, got {table!r}")
     rows = list((TABLE4 if scale == "full" else adaptation.ROWS) if table == "table4" else ex.table_rows(table, scale))
-    return rows + (list(dict.fromkeys(row for _, row in LATENT_ROWS.get(table, ()))) if scale == "full" else [])
+    return rows + list(dict.fromkeys(row for _, row in LATENT_ROWS.get(table, ()) if scale == "full"))
 
 
 def plan(tables: list[str] | None = None,  # of FULL_TABLES; None: all
@@ -578,7 +584,7 @@ def check_latent_row(row: str, column: str, say: Callable) -> bool:  # of LATENT
     "One of LSGM's rows: its two networks in full, without values; then a small VAE and a small prior take real steps, and the prior is drawn from."
     one = next(one for one in doctor.data_sets() if one["name"] == LATENT_DATA[column])
     say("ok" if one["ready"] else "missing", "data", f"{one['name']}: {one['state']}")
-    for what in latent_lacks(column): say("missing", "code" if "published" not in what and "paper" not in what else "settings", what)
+    for what in latent_lacks(column): say("missing", "a full run", what)
     size, prior_size = ("cifar10-fid", "cifar10") if column == "cifar10" else (LATENT_DATA[column],) * 2
     phases = [[name, 1] for name, _ in latent_settings(row)["phases"]]
     try:
@@ -600,7 +606,7 @@ def check_latent_row(row: str, column: str, say: Callable) -> bool:  # of LATENT
             say("ok", f"step of {phase}", f"a small VAE and prior, 2 images: {line['bits_per_dim']:.4g} bits per dimension" + (f", omega D {line['D']:.3g}" if "D" in line else "") + f", {time.perf_counter() - begun:.1f} s")
         z, calls = sample_latents(prior, vae.latent_shape, [0], rtol=1e3, atol=1e3)
         if not vae.eval().decoded_mean(z).isfinite().all(): raise RuntimeError("the decoder gave numbers that are not finite")
-        say("ok", "sampler", f"rk45: {calls} network calls of {paper_nfe(*(('LSGM (latent space)', 'cifar10') if column == 'cifar10' else ('SADM (latent space)', 'celeba and ffhq')))}")
+        say("ok", "sampler", f"rk45: {calls} network calls of {latent_calls(column)}")
     except Exception as error:  # whatever a run would have died of
         say("WRONG", "rehearsal", f"{type(error).__name__}: {error}")
         return False
@@ -630,7 +636,8 @@ def dry_run(table: str,         # of FULL_TABLES
                 def say(mark, what, text):
                     if mark == "missing": missing.append(text)
                     print(f"  {mark:<7}  {what:<12}  {text}", flush=True)
-                good.append(check_latent_row(row, column, say) if (column, row) in LATENT_ROWS.get(table, ()) else check_row(table, row, column, request.scale, request.seeds[0], Path(folder) / str(len(good)), say, columns[0] if table == "table4" and column != columns[0] else ""))
+                if full and (column, row) in LATENT_ROWS.get(table, ()): good.append(check_latent_row(row, column, say))
+                else: good.append(check_row(table, row, column, request.scale, request.seeds[0], Path(folder) / str(len(good)), say, columns[0] if table == "table4" and column != columns[0] else ""))
     print(f"{sum(good)} of {len(good)} would run" + (", once this is there:" if missing else ""))
     for text in dict.fromkeys(missing): print(f"  {text}")
     return 0 if all(good) else 1
